@@ -1,0 +1,84 @@
+"""Names to objects: spaces, strategies, evaluators, attacks and data sets, ours and third parties'.
+
+Everything that can be named in a YAML file is found here. A package adds its own by declaring an entry
+point in one of the groups of :data:`GROUPS`; the core registers its own attacks and data sets with the
+decorator. The core never imports the spokes: it meets them only through :meth:`Registry.get`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from nni_robust.errors import UserError, nearest
+
+__all__ = ["GROUPS", "Registry", "attacks", "datasets", "evaluators", "search_spaces", "strategies"]
+
+T = TypeVar("T")
+
+
+class Registry:
+    """One group of named objects.
+
+    Parameters
+    ----------
+    kind
+        What the things are called in messages, such as ``"search space"``.
+    group
+        Entry-point group, such as ``"nni_robust.search_spaces"``.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._own: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers an object under `name`; a name can be taken only once."""
+
+        def add(obj: T) -> T:
+            if name in self._own and self._own[name] is not obj:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._own[name] = obj
+            return obj
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every known name, sorted."""
+        return sorted({*self._own, *(point.name for point in entry_points(group=self.group))})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def get(self, name: str) -> Any:
+        """The object called `name`; a class or factory, imported only now.
+
+        Raises
+        ------
+        UserError
+            If nothing has that name, or the third-party module behind it cannot be imported.
+        """
+        if name in self._own:
+            return self._own[name]
+        for point in entry_points(group=self.group):
+            if point.name == name:
+                try:
+                    return point.load()
+                except ImportError as e:
+                    raise UserError(
+                        f"{self.kind} '{name}' is declared by {point.value} but cannot be imported: {e}"
+                    ) from e
+        known = self.names()
+        raise UserError(
+            f"unknown {self.kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})"
+        )
+
+
+search_spaces = Registry("search space", "nni_robust.search_spaces")
+strategies = Registry("strategy", "nni_robust.strategies")
+evaluators = Registry("evaluator", "nni_robust.evaluators")
+attacks = Registry("attack", "nni_robust.attacks")
+datasets = Registry("data set", "nni_robust.datasets")
+
+GROUPS = {r.group: r for r in (search_spaces, strategies, evaluators, attacks, datasets)}
