@@ -1,0 +1,167 @@
+"""Arguments that several verbs share, and what they mean.
+
+Imported by every verb, also for ``--help``: nothing heavy at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from nni_robust.architecture import Architecture
+    from nni_robust.threat import ThreatModel
+
+__all__ = [
+    "ARCH_HELP",
+    "add_data",
+    "add_json",
+    "add_threads",
+    "add_threat",
+    "assignments",
+    "describe_weights",
+    "port_number",
+    "positive",
+    "set_threads",
+    "threat_of",
+    "writable_folder",
+]
+
+ARCH_HELP = "a name that 'nni-robust archs' lists, or an architecture file (YAML or JSON)"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; a whole number above 0 is")
+    return number
+
+
+def port_number(text: str) -> int:
+    """A TCP port, for argparse."""
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; a port from 1 to 65535 is")
+    return number
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``: the result as one JSON document on standard output."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document on standard output"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``: how many CPU threads torch may use."""
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of torch (default: torch's own)"
+    )
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Follow ``--threads`` where it was given."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """``--dataset`` and ``--root``."""
+    parser.add_argument(
+        "--dataset",
+        default="digits",
+        metavar="NAME",
+        help="digits (default), cifar10, cifar100, svhn, tiny-imagenet, imagenet, "
+        "or image-folder:PATH",
+    )
+    parser.add_argument(
+        "--root", metavar="DIR", help="folder of the data (default: $NNI_ROBUST_DATA, else ./data)"
+    )
+
+
+def add_threat(parser: argparse.ArgumentParser) -> None:
+    """``--eps`` and ``--norm``."""
+    parser.add_argument(
+        "--eps",
+        default="8/255",
+        metavar="E",
+        help="attack strength in pixel units, 0 to 1 for linf; may be a fraction (default 8/255)",
+    )
+    parser.add_argument("--norm", default="linf", metavar="NORM", help="linf (default) or l2")
+
+
+def threat_of(args: argparse.Namespace) -> ThreatModel:
+    """The threat model that ``--eps`` and ``--norm`` ask for."""
+    from nni_robust.config import parse
+    from nni_robust.threat import ThreatModel
+
+    return parse(ThreatModel, {"norm": args.norm, "eps": args.eps}, "threat")
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["epochs=2", "attack.steps=3"]`` into ``{"epochs": 2, "attack": {"steps": 3}}``.
+
+    Values are read as YAML, so ``true``, ``[1, 2]`` and ``null`` mean what they do in a file.
+
+    Raises
+    ------
+    UserError
+        If a pair has no ``=``, its value is not YAML, or a key is both a value and a section.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError(f"--set {pair!r} is not allowed; write key=value or section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {pair!r}: {text!r} is not a YAML value") from None
+        section = found
+        for part in parts[:-1]:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--set {pair!r}: '{part}' was set to a value before")
+        section[parts[-1]] = value
+    return found
+
+
+def writable_folder(path: str) -> Path:
+    """The folder, made where missing; refused in one sentence where it cannot be written.
+
+    Raises
+    ------
+    UserError
+        If it is a file, or cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".nni-robust-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"--out '{path}' cannot be written: {e.strerror}") from None
+    return folder
+
+
+def describe_weights(architecture: Architecture, num_classes: int) -> str | None:
+    """Why a network built for `num_classes` classes has untrained weights, or None if it has not."""
+    if not architecture.trained:
+        return f"untrained weights: '{architecture.name}' comes without any"
+    if architecture.num_classes != num_classes:
+        return (
+            f"untrained weights: those of '{architecture.name}' are for "
+            f"{architecture.num_classes} classes, the data has {num_classes}"
+        )
+    return None

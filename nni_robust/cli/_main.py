@@ -1,0 +1,82 @@
+"""Choose the verb, run it, and turn what went wrong into an exit code.
+
+Exit codes: 0 done, 1 a check or a run failed, 2 the user asked for something impossible (one sentence
+on standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from nni_robust import __version__
+from nni_robust.errors import UserError
+
+#: Verb -> (module, one line for ``nni-robust --help``).
+VERBS = {
+    "run": ("nni_robust.cli._run", "search for a robust architecture, as an experiment says"),
+    "train": ("nni_robust.cli._train", "train one architecture adversarially and keep its weights"),
+    "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
+    "archs": ("nni_robust.cli._archs", "list the known architectures with their exact costs"),
+    "show": ("nni_robust.cli._show", "print what an architecture is; draw its cells"),
+    "report": ("nni_robust.cli._report", "write the HTML report of a run folder"),
+    "doctor": ("nni_robust.cli._doctor", "check this machine and this installation"),
+}
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser with every verb named; only the arguments of `verb` are filled in."""
+    parser = argparse.ArgumentParser(
+        prog="nni-robust",
+        description="Search, train and attack adversarially robust networks, on NNI 3.0.",
+        epilog="'nni-robust VERB --help' explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"nni-robust {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module, summary) in VERBS.items():
+        sub = verbs.add_parser(name, help=summary)
+        if name == verb:
+            import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+        The exit code. Wrong usage and ``--help`` leave through ``SystemExit``, as argparse does.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The options before the verb take no values, so the first plain word is the verb.
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    args = build_parser(verb).parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            # NNI wraps torch's layers on import and warns of two new names that are not layers.
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\..*")
+            warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+            code: int = import_module(VERBS[args.verb][0]).execute(args)
+        sys.stdout.flush()
+        return code
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as e:
+        hint = f": {e}" if str(e) else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`nni-robust archs | head`): nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,93 @@
+"""``nni-robust show``: what one architecture is, and a drawing of its cells."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_robust.cli._archs import summary
+from nni_robust.cli._arguments import ARCH_HELP, add_json
+from nni_robust.cli._console import print_json, say, thousands
+from nni_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from nni_robust.architecture import Architecture
+
+__all__ = ["add_arguments", "execute"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.description = "Print what an architecture is, where it comes from and what it costs."
+    parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="draw its cells into FILE.svg or FILE.png"
+    )
+    add_json(parser)
+
+
+def _code(architecture: Architecture) -> Any:
+    """The space's short code of the architecture, or None where the space has no such form."""
+    from nni_robust.registry import search_spaces
+
+    encode = getattr(search_spaces.get(architecture.space), "encode", None)
+    return encode(architecture.sample) if encode is not None else None
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Describe the architecture; draw it where ``-o`` asks for it."""
+    if args.output and Path(args.output).suffix not in (".svg", ".png"):
+        raise UserError(f"-o '{args.output}' is not allowed; the name must end in .svg or .png")
+    from nni_robust.architecture import load_architecture
+
+    architecture = load_architecture(args.arch)
+    about = summary(architecture) | {
+        "code": _code(architecture),
+        "space_args": dict(architecture.space_args),
+        "provenance": dict(architecture.provenance),
+    }
+    if args.json:
+        print_json(about | {"sample": dict(architecture.sample)})
+    else:
+        _print(about)
+    if args.output:
+        _draw(architecture, Path(args.output))
+    return 0
+
+
+def _print(about: dict[str, Any]) -> None:
+    code = about["code"]
+    shape = "×".join(map(str, about["input_shape"]))
+    lines = [
+        ("name", about["name"]),
+        ("space", about["space"]),
+        *((f"  {key}", value) for key, value in about["space_args"].items()),
+        ("parameters", f"{thousands(about['params'])} ({about['num_classes']} classes)"),
+        ("MACs", f"{thousands(about['macs'])} (one {shape} picture)"),
+        ("weights", "trained" if about["trained"] else "none: it starts untrained"),
+        *(
+            ("provenance" if i == 0 else "", f"{key}: {value}")
+            for i, (key, value) in enumerate(about["provenance"].items())
+        ),
+    ]
+    if isinstance(code, (list, tuple)):
+        lines += [("code" if i == 0 else "", part) for i, part in enumerate(code)]
+    elif code is not None:
+        lines.append(("code", code))
+    width = max(len(key) for key, _ in lines)
+    for key, value in lines:
+        print(f"{key:<{width}}  {value}")
+
+
+def _draw(architecture: Architecture, path: Path) -> None:
+    from nni_robust.report.drawing import draw_cells
+
+    graphs = architecture.graphs()
+    if not graphs:
+        raise UserError(f"the space '{architecture.space}' offers no drawing of its networks")
+    try:
+        draw_cells(graphs).savefig(path, bbox_inches="tight")
+    except OSError as e:
+        raise UserError(f"-o '{path}' cannot be written: {e.strerror}") from None
+    say(f"drawn into {path}")
