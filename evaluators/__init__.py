@@ -1,1 +1,7 @@
+"""NNI evaluators: how one candidate is trained, attacked and scored."""
 
+from __future__ import annotations
+
+from .adversarial_training import AdversarialTraining
+
+__all__ = ["AdversarialTraining"]

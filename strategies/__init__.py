@@ -1,1 +1,7 @@
+"""NNI exploration strategies: how a space is searched."""
 
+from __future__ import annotations
+
+from .robust_one_shot import RobustOneShot
+
+__all__ = ["RobustOneShot"]

@@ -1,0 +1,201 @@
+"""After the search: the winner and its rivals are trained from scratch and tested.
+
+Only here is the test split opened. The three networks are NNI trials like the candidates, so they run
+side by side, on any machine, and their curves are in the web UI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nni.nas.space import ModelStatus
+
+from nni_robust.architecture import Architecture
+from nni_robust.config import as_mapping
+from nni_robust.data import DataSplits
+from nni_robust.errors import UserError
+from nni_robust.nni_adapter.spaces import space_class
+from nni_robust.nni_adapter.waiting import wait_for
+from nni_robust.sampling import draw_distinct
+from nni_robust.store import Store, read_json, read_records, write_json
+
+from .schema import Experiment
+
+__all__ = ["best_candidate", "count_networks", "finish", "save_best"]
+
+
+def best_candidate(run: Path) -> dict[str, Any]:
+    """The candidate with the best score; of equals the cheaper, then the earlier one.
+
+    Raises
+    ------
+    UserError
+        If no candidate has a score.
+    """
+    scored = [
+        r
+        for r in read_records(run / "candidates.jsonl")
+        if r["phase"] == "candidate" and r["status"] == "ok"
+    ]
+    if not scored:
+        raise UserError(f"zero candidates left: no candidate in '{run}' has a score")
+    return min(
+        scored,
+        key=lambda r: (-r["metrics"]["default"], r["metrics"].get("macs", 0), r["index"]),
+    )
+
+
+def save_best(run: Path, experiment: Experiment, data: DataSplits, engine: Any) -> Architecture:
+    """Write ``best.yaml``: the winner of the search, without weights yet."""
+    best = best_candidate(run)
+    architecture = _architecture(
+        experiment,
+        data,
+        best["sample"],
+        f"{experiment.name}-best",
+        f"best of the search by {experiment.strategy.name}, score {best['metrics']['default']:.4f}",
+    )
+    architecture.save(run / "best.yaml")
+    return architecture
+
+
+def count_networks(experiment: Experiment) -> int:
+    """Trials of the final phase."""
+    return 0 if experiment.final is None else 1 + len(experiment.final.rivals)
+
+
+def finish(
+    run: Path,
+    experiment: Experiment,
+    data: DataSplits,
+    space: Any,
+    engine: Any,
+) -> dict[str, Any] | None:
+    """Train and test the winner and its rivals; write ``final.json`` and the winner's weights.
+
+    Parameters
+    ----------
+    space
+        The experiment's executable model space (NNI's), which makes the models.
+    engine
+        The running engine.
+
+    Returns
+    -------
+    The content of ``final.json``, or None where the experiment has no final phase.
+
+    Raises
+    ------
+    UserError
+        If the winner's final training failed.
+    """
+    final = experiment.final
+    if final is None or not hasattr(space.evaluator, "variant"):
+        return None
+    best = best_candidate(run)
+    eps = experiment.task.threat.eps
+    common = {
+        "split": "test",
+        "attacks": final.attacks,
+        "score_limit": final.limit,
+        "supernet": None,
+        "eps_values": sorted({round(eps * f, 10) for f in final.eps_factors if eps * f <= 1}),
+    }
+    robust = as_mapping(final.train)
+    clean = as_mapping(dataclasses.replace(final.train, loss="clean"))
+    jobs = [("best", best["sample"], robust, "best of the search, adversarially trained")]
+    if "random" in final.rivals:
+        rival, note = _equal_budget(experiment, data, space, best["sample"])
+        jobs.append(("random", rival, robust, note))
+    if "undefended" in final.rivals:
+        jobs.append(("undefended", best["sample"], clean, "the best architecture, trained on clean data"))
+
+    models = []
+    for label, sample, recipe, _ in jobs:
+        model = space.freeze(sample)
+        model.evaluator = space.evaluator.variant(phase=f"final {label}", train=recipe, **common)
+        models.append(model)
+    engine.budget = engine.submitted + len(models)
+    for model in models:
+        engine.submit_models(model)
+    wait_for(engine, models)
+
+    store = Store(space.evaluator.store)
+    networks = []
+    for (label, sample, _, note), model in zip(jobs, models, strict=True):
+        key = model.evaluator.key(model)
+        record = store.result(key)
+        if model.status != ModelStatus.Trained or record is None:
+            if label == "best":
+                error = store.folder(key) / "error.json"
+                why = read_json(error)["error"] if error.is_file() else "see the trial's log"
+                raise UserError(f"the final training of the best architecture failed: {why}")
+            networks.append({"label": label, "metrics": {}, "note": f"{note}; its training failed"})
+            continue
+        file = f"{label}.yaml"
+        architecture = _architecture(experiment, data, sample, f"{experiment.name}-{label}", note)
+        weights = run / f"{label}.safetensors"
+        shutil.copyfile(store.folder(key) / "weights.safetensors", weights)
+        dataclasses.replace(architecture, weights=weights.name).save(run / file)
+        networks.append(
+            {
+                "label": label,
+                "architecture": file,
+                "metrics": record["metrics"],
+                "pictures": record["pictures"],
+                "eps_curve": record.get("eps_curve", []),
+                "history": record["history"],
+                "note": note,
+            }
+        )
+    outcome = {"threat": as_mapping(experiment.task.threat), "split": "test", "networks": networks}
+    write_json(run / "final.json", outcome)
+    return outcome
+
+
+def _architecture(
+    experiment: Experiment, data: DataSplits, sample: dict[str, Any], name: str, note: str
+) -> Architecture:
+    return Architecture(
+        name=name,
+        space=experiment.space.name,
+        space_args=dict(experiment.space.arguments),
+        sample=dict(sample),
+        provenance={
+            "kind": "found",
+            "source": f"nni-robust run {experiment.name}, seed {experiment.seed}, {data.name}, "
+            f"{experiment.task.threat}",
+            "note": note,
+        },
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+    )
+
+
+def _equal_budget(
+    experiment: Experiment, data: DataSplits, space: Any, best: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """The random architecture nearest to the winner in MACs, among a number of draws."""
+    import torch
+
+    assert experiment.final is not None
+    with torch.device("meta"):
+        real = space_class(space)(*space.model.trace_args, **space.model.trace_kwargs)
+    draws = draw_distinct(
+        experiment.final.rival_draws,
+        space.mutables,
+        np.random.RandomState(experiment.seed + 1),
+        weights=getattr(real, "sampling_weights", None),
+        exclude=[best],
+    )
+    aim = real.cost(best, data.input_shape).macs
+    costs = [real.cost(sample, data.input_shape).macs for sample in draws]
+    nearest = min(range(len(draws)), key=lambda i: (abs(costs[i] - aim), i))
+    return draws[nearest], (
+        f"random architecture of equal budget: nearest in MACs ({costs[nearest] / aim - 1:+.1%}) of "
+        f"{len(draws)} draws"
+    )

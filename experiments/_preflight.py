@@ -1,0 +1,163 @@
+"""Everything that can be wrong with an experiment is found here, before any work starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nni_robust import registry
+from nni_robust.attacks import attack_from_spec
+from nni_robust.config import as_mapping
+from nni_robust.data import DataSplits, load_task
+from nni_robust.errors import UserError
+from nni_robust.sampling import draw_distinct
+
+from .schema import Experiment
+
+__all__ = ["build_parts", "check_port", "check_writable", "preflight"]
+
+
+def preflight(experiment: Experiment) -> DataSplits:
+    """Check data, sizes, attacks, space and resources of an experiment.
+
+    Returns
+    -------
+    The loaded data (train and validation only).
+
+    Raises
+    ------
+    UserError
+        On the first problem.
+    """
+    data = load_task(experiment.task)
+    evaluator = build_evaluator(experiment, store=None)
+    recipes = {"evaluator.train": getattr(evaluator, "recipe", None)}
+    if experiment.final is not None:
+        recipes["final.train"] = experiment.final.train
+        for spec in experiment.final.attacks:
+            attack_from_spec(spec, experiment.task.threat)
+    for spec in getattr(evaluator, "attacks", []):
+        attack_from_spec(spec, experiment.task.threat)
+    strategy = build_strategy(experiment)
+    recipes["strategy.supernet"] = getattr(strategy, "recipe", None)
+    for where, recipe in recipes.items():
+        if recipe is not None and recipe.epochs and recipe.batch_size > len(data.train):
+            raise UserError(
+                f"{where}.batch_size: {recipe.batch_size} is larger than the {len(data.train)} training "
+                f"pictures of {data.name}"
+            )
+    if getattr(strategy, "trials", None) is None and experiment.nni.trials is None:
+        raise UserError(
+            f"nni.trials is missing: strategy '{experiment.strategy.name}' does not say how many trials it "
+            "needs"
+        )
+    _check_space(experiment, data)
+    gpus = torch.cuda.device_count()
+    local = experiment.nni.training_service.get("platform") == "local"
+    if experiment.nni.trial_gpus > gpus and local:
+        raise UserError(
+            f"nni.trial_gpus: {experiment.nni.trial_gpus} is more than the {gpus} GPUs of this machine"
+        )
+    return data
+
+
+def build_parts(experiment: Experiment, data: DataSplits, store: str) -> tuple[Any, Any, Any]:
+    """The space, the evaluator and the strategy of an experiment."""
+    return (
+        _build(registry.search_spaces, experiment, "space", {"num_classes": data.num_classes}),
+        build_evaluator(experiment, store),
+        build_strategy(experiment),
+    )
+
+
+def build_evaluator(experiment: Experiment, store: str | None) -> Any:
+    """The evaluator; it gets the task, the seed and the store unless the file says otherwise."""
+    given: dict[str, Any] = {"task": as_mapping(experiment.task), "seed": experiment.seed}
+    if store is not None:
+        given["store"] = store
+    return _build(registry.evaluators, experiment, "evaluator", given)
+
+
+def build_strategy(experiment: Experiment) -> Any:
+    """The strategy; it gets the experiment's seed unless the file says otherwise."""
+    return _build(registry.strategies, experiment, "strategy", {"seed": experiment.seed})
+
+
+def _build(known: registry.Registry, experiment: Experiment, section: str, given: Any) -> Any:
+    from .schema import parameters
+
+    part = getattr(experiment, section)
+    cls = known.get(part.name)
+    allowed = parameters(cls)
+    usable = {k: v for k, v in given.items() if allowed is None or k in allowed}
+    try:
+        return cls(**{**usable, **part.arguments})
+    except UserError:
+        raise
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{section} '{part.name}': {' '.join(str(e).split())}") from e
+
+
+def _check_space(experiment: Experiment, data: DataSplits) -> None:
+    """Build one random network without weights and push a picture's shape through it."""
+    import numpy as np
+
+    with torch.device("meta"):
+        space = _build(
+            registry.search_spaces, experiment, "space", {"num_classes": data.num_classes}
+        )
+        sample = draw_distinct(1, space.simplify(), np.random.RandomState(experiment.seed))[0]
+        network = space.freeze(sample).eval()
+        try:
+            with torch.no_grad():
+                logits = network(torch.zeros(2, *data.input_shape))
+        except UserError:
+            raise
+        except (RuntimeError, ValueError) as e:
+            raise UserError(
+                f"space '{experiment.space.name}' does not take {data.name}'s pictures of shape "
+                f"{data.input_shape}: {e}"
+            ) from e
+    if logits.shape[-1] < data.num_classes:
+        raise UserError(
+            f"space '{experiment.space.name}' has {logits.shape[-1]} outputs, fewer than the "
+            f"{data.num_classes} classes of {data.name}"
+        )
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that somebody already listens on.
+
+    Raises
+    ------
+    UserError
+        If it is in use.
+    """
+    with socket.socket() as s:
+        s.settimeout(2)
+        if s.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(
+                f"nni.port: {port} is in use; choose a free one with --port, or stop what listens there "
+                "('nnictl experiment list' names NNI's own)"
+            )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written.
+
+    Raises
+    ------
+    UserError
+        If it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"output folder '{folder}' cannot be written: {os.strerror(e.errno or 0)}") from e

@@ -1,0 +1,97 @@
+"""One line per finished trial in ``candidates.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nni.nas.space import ModelStatus
+
+from nni_robust.nni_adapter.spaces import summary
+from nni_robust.store import Store, append_record, read_json, read_records
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Listens to an engine and appends a record when a trial has ended.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    store
+        Where the trials keep their results.
+    report
+        Takes one line of progress.
+    total
+        Candidates expected, for the progress lines.
+    """
+
+    def __init__(
+        self, run: Path, store: Store, report: Callable[[str], None], total: int | None
+    ) -> None:
+        self.path = run / "candidates.jsonl"
+        self.store, self.report, self.total = store, report, total
+        self.done = {r["key"] for r in read_records(self.path) if r["status"] == "ok" and r["key"]}
+        self._metrics: dict[int, Any] = {}  # of evaluators that keep no record, by ordinal
+
+    def listen(self, engine: Any) -> None:
+        """Register with an engine."""
+        engine.register_model_event_callback("final_metric", self._on_metric)
+        engine.register_model_event_callback("training_end", self._on_end)
+
+    def _on_metric(self, event: Any) -> None:
+        metric = event.metric if isinstance(event.metric, dict) else {"default": event.metric}
+        self._metrics[event.model.ordinal] = metric
+
+    def _on_end(self, event: Any) -> None:
+        model, evaluator = event.model, event.model.evaluator
+        if str(getattr(evaluator, "phase", "candidate")).startswith("final"):
+            return
+        key = evaluator.key(model) if hasattr(evaluator, "key") else None
+        if key is not None and key in self.done:
+            return
+        kept = self.store.result(key) if key is not None else None
+        metrics = (kept or {}).get("metrics") or self._metrics.get(model.ordinal)
+        failed = event.status != ModelStatus.Trained or metrics is None
+        record = {
+            "phase": getattr(evaluator, "phase", "candidate"),
+            "index": model.ordinal,
+            "key": key,
+            "trial": (kept or {}).get("trial"),
+            "sample": dict(model.sample) if getattr(evaluator, "uses_sample", True) else {},
+            "code": summary(model).get("code"),
+            "metrics": {} if failed else metrics,
+            "history": (kept or {}).get("history", []),
+            "status": "failed" if failed else "ok",
+            "error": self._error(key) if failed else None,
+        }
+        append_record(self.path, record)
+        if not failed and key is not None:
+            self.done.add(key)
+        self.report(_line(record, self.total))
+
+    def _error(self, key: str | None) -> str:
+        path = self.store.folder(key) / "error.json" if key else None
+        if path is None or not path.is_file():
+            return "the trial ended without a result; its log is in NNI's web UI"
+        return str(read_json(path)["error"])
+
+
+def _line(record: dict[str, Any], total: int | None) -> str:
+    name = record["phase"]
+    if name == "candidate":
+        name = f"candidate {record['index']}" + (f" of {total}" if total else "")
+    if record["status"] != "ok":
+        return f"{name}: failed: {record['error']}"
+    metrics = record["metrics"]
+    shown = [f"robust {metrics['default']:.1%}"]
+    if "clean" in metrics:
+        shown.insert(0, f"clean {metrics['clean']:.1%}")
+    if "macs" in metrics:
+        shown.append(f"{metrics['macs'] / 1e6:.2f} M MACs")
+    if "seconds" in metrics:
+        shown.append(f"{metrics['seconds']:.0f} s")
+    return f"{name}: " + ", ".join(shown)

@@ -1,0 +1,307 @@
+"""Run an experiment: search, final training, report; stop at any moment and go on later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from nni_robust.errors import UserError
+from nni_robust.store import Store, read_json, write_json, write_yaml
+
+from .schema import Experiment, load_experiment
+
+__all__ = ["run_experiment"]
+
+_PACKAGES = (
+    "nni-robust nni torch torchvision torchattacks pytorch-lightning torchmetrics numpy scikit-learn"
+).split()
+
+
+def run_experiment(
+    experiment: str,
+    *,
+    out: str | None = None,
+    resume: bool = False,
+    port: int | None = None,
+    overrides: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Run or resume an experiment.
+
+    Parameters
+    ----------
+    experiment
+        Name of a shipped experiment, path of a YAML file, or, to resume, a run folder.
+    out
+        Run folder; None is ``runs/<name>``, numbered where that is taken (or, to resume, the latest).
+    resume
+        Go on with a stopped run. No finished trial is repeated.
+    port
+        Port of NNI's web server, instead of the file's.
+    overrides
+        ``section.key=value`` changes of the file.
+    report
+        Takes one line of progress.
+
+    Returns
+    -------
+    The run folder.
+
+    Raises
+    ------
+    UserError
+        On anything that cannot be done, before any work.
+    KeyboardInterrupt
+        On Ctrl-C, after NNI was stopped and the run folder says "interrupted".
+    """
+    settings, run = _open(experiment, out, resume, port, overrides)
+    # Imported only now: a mistake in the file is told without waiting for torch and NNI.
+    from ._preflight import check_port, check_writable, preflight
+
+    if settings.nni.engine == "ts":
+        check_port(settings.nni.port)
+    check_writable(run)
+    lock = filelock.FileLock(str(run / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"run folder '{run}' is in use by another nni-robust process") from None
+    try:
+        data = preflight(settings)
+        return _search(settings, run, data, report)
+    finally:
+        lock.release()
+
+
+def _open(
+    experiment: str, out: str | None, resume: bool, port: int | None, overrides: Sequence[str]
+) -> tuple[Experiment, Path]:
+    """The checked settings and the run folder, which is not made yet."""
+    changes = [*overrides, *([f"nni.port={port}"] if port is not None else [])]
+    folder = Path(experiment)
+    if (folder / "config.yaml").is_file():
+        if not resume:
+            raise UserError(f"'{experiment}' is a run folder; add --resume to go on with it")
+        if out is not None and Path(out).resolve() != folder.resolve():
+            raise UserError(f"--out '{out}' is not the run folder '{experiment}' to resume")
+        return load_experiment(str(folder / "config.yaml"), changes), folder.resolve()
+    settings = load_experiment(experiment, changes)
+    if not resume:
+        run = Path(out) if out else _free(Path("runs", settings.name))
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UserError(f"output folder '{run}' is not empty; add --resume to go on with it, or choose another")
+        return settings, run.resolve()
+    run = Path(out) if out else _latest(Path("runs", settings.name))
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"nothing to resume: '{run}' holds no run")
+    _same_settings(run, settings)
+    return settings, run.resolve()
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    for n in range(2, 10_000):
+        yield base.with_name(f"{base.name}-{n}")
+
+
+def _free(base: Path) -> Path:
+    return next(p for p in _numbered(base) if not p.exists())
+
+
+def _latest(base: Path) -> Path:
+    taken = [p for p in _numbered(base) if (p / "config.yaml").is_file()]
+    return max(taken, key=lambda p: (p / "config.yaml").stat().st_mtime, default=base)
+
+
+def _same_settings(run: Path, settings: Experiment) -> None:
+    """Refuse to go on under other settings: the results in the folder would not fit them."""
+    kept = _flat(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    asked = _flat(settings.as_mapping())
+    changed = [
+        f"{key}: {kept.get(key, '(absent)')!r} there, {asked.get(key, '(absent)')!r} now"
+        for key in sorted({*kept, *asked})
+        if kept.get(key) != asked.get(key) and not key.startswith("nni.")
+    ]
+    if changed:
+        raise UserError(f"'{run}' was started with other settings: {'; '.join(changed)}")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        flat: dict[str, Any] = {}
+        for key, inner in value.items():
+            flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}
+
+
+def _search(
+    settings: Experiment, run: Path, data: Any, report: Callable[[str], None]
+) -> Path:
+    from nni.runtime.log import silence_stdout
+
+    from nni_robust.nni_adapter.experiment import RobustNasExperiment, stop_orphan
+    from nni_robust.report import build_report
+
+    from ._final import count_networks, finish, save_best
+    from ._preflight import build_parts
+    from ._records import Recorder
+
+    silence_stdout()
+    state = _State(run, settings)
+    for earlier in state.value["nni"]:
+        if stop_orphan(earlier["id"]):
+            report(f"stopped NNI experiment {earlier['id']}, left over from a killed run")
+    write_yaml(run / "config.yaml", settings.as_mapping())
+    store = Store(run / "store")
+    space, evaluator, strategy = build_parts(settings, data, str(store.root))
+    trials = getattr(strategy, "trials", None) or settings.nni.trials
+    recorder = Recorder(run, store, report, settings_candidates(strategy, trials))
+
+    def on_engine(engine: Any) -> None:
+        recorder.listen(engine)
+        url = None
+        if settings.nni.engine == "ts":
+            url = f"http://127.0.0.1:{settings.nni.port}"
+            report(f"web UI: {url}  (NNI serves it on all interfaces, without a password)")
+        state.started(nas.id, url)
+
+    nas = RobustNasExperiment(
+        space,
+        evaluator,
+        strategy,
+        _nni_config(settings, run, trials + count_networks(settings)),
+        budget=trials,
+        environment=_threads(settings),
+        on_engine=on_engine,
+    )
+    status = "failed"
+    with _inside(run / "trial_code"):
+        try:
+            nas.start(settings.nni.port)
+            save_best(run, settings, data, nas.engine)
+            report("the search is done; training the final networks")
+            finish(run, settings, data, nas._exec_model_space, nas.engine)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            state.ended(status)
+            nas.stop()
+            with contextlib.suppress(UserError):
+                build_report(run)
+    return run
+
+
+def settings_candidates(strategy: Any, trials: int) -> int:
+    """Candidates among a strategy's trials, for the progress lines."""
+    return int(getattr(strategy, "candidates", trials))
+
+
+def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
+    from nni.experiment.config.utils import training_service_config_factory
+    from nni.nas.experiment import NasExperimentConfig
+
+    nni = settings.nni
+    config = NasExperimentConfig(nni.engine, "simplified", "local")
+    config.experiment_name = settings.name
+    config.experiment_working_directory = run / "nni"
+    if nni.engine == "sequential":
+        config.execution_engine.continue_on_failure = True
+        return config
+    config.trial_concurrency = nni.concurrency
+    config.max_trial_number = trials
+    config.trial_gpu_number = nni.trial_gpus
+    try:
+        config.training_service = training_service_config_factory(config=nni.training_service)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(f"nni.training_service: {nni.training_service!r} is not allowed: {e}") from e
+    return config
+
+
+def _threads(settings: Experiment) -> dict[str, str]:
+    """Trials side by side share the cores; torch would give every one of them all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = settings.nni.trial_threads or max(1, cores // settings.nni.concurrency)
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in an empty folder: NNI sends the current directory to the trials' machines."""
+    folder.mkdir(exist_ok=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+class _State:
+    """``run.json``: what the run is and how it stands."""
+
+    def __init__(self, run: Path, settings: Experiment) -> None:
+        self.path = run / "run.json"
+        self.start = time.monotonic()
+        if self.path.is_file():
+            self.value = read_json(self.path)
+        else:
+            self.value = {"name": settings.name, "created": _now(), "seconds": 0.0, "nni": []}
+        self.before = float(self.value["seconds"])
+        self.value.update(status="running", versions=_versions(), machine=_machine())
+        write_json(self.path, self.value)
+
+    def started(self, experiment_id: str, url: str | None) -> None:
+        self.value["nni"].append({"id": experiment_id, "url": url, "started": _now()})
+        write_json(self.path, self.value)
+
+    def ended(self, status: str) -> None:
+        self.value.update(
+            status=status, seconds=round(self.before + time.monotonic() - self.start, 1)
+        )
+        write_json(self.path, self.value)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

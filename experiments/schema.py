@@ -1,0 +1,261 @@
+"""The experiment file: one YAML mapping, every key checked before any work starts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nni_robust import registry
+from nni_robust.config import as_mapping, parse, read_yaml, strict
+from nni_robust.errors import UserError, nearest
+from nni_robust.task import Task
+from nni_robust.training import Recipe
+
+__all__ = ["Experiment", "Final", "NniSettings", "Part", "load_experiment", "parameters", "shipped"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A named object and its constructor's arguments: a space, a strategy or an evaluator."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """As written in the file: the name and the arguments side by side."""
+        return {"name": self.name, **self.arguments}
+
+
+@dataclasses.dataclass(frozen=True)
+class Final:
+    """What happens after the search: the winner and its rivals are trained and tested.
+
+    Parameters
+    ----------
+    train
+        Recipe of the final training, from scratch.
+    attacks
+        Attacks on the test split.
+    limit
+        Test pictures used; None is all.
+    eps_factors
+        Strengths of the accuracy-versus-eps curve, as multiples of the task's eps.
+    rivals
+        ``random``: a random architecture of equal budget (nearest in MACs among `rival_draws`), same
+        recipe. ``undefended``: the winner trained on clean pictures.
+    rival_draws
+        Random architectures among which the one of equal budget is chosen.
+    """
+
+    train: Recipe = dataclasses.field(default_factory=Recipe)
+    attacks: list[Any] = dataclasses.field(default_factory=lambda: ["fgsm", "pgd20"])
+    limit: int | None = None
+    eps_factors: list[float] = dataclasses.field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    )
+    rivals: list[Literal["random", "undefended"]] = dataclasses.field(
+        default_factory=lambda: ["random", "undefended"]
+    )
+    rival_draws: int = 100
+
+    __pydantic_config__ = strict
+
+
+@dataclasses.dataclass(frozen=True)
+class NniSettings:
+    """How NNI runs the trials.
+
+    Parameters
+    ----------
+    engine
+        ``ts``: trials are processes under NNI's training service, with the web UI. ``sequential``:
+        one after the other in this process, no UI.
+    concurrency
+        Trials at a time.
+    port
+        Port of NNI's web server (it listens on all interfaces, without a password).
+    trials
+        Most trials of a strategy that does not say itself how many it needs.
+    trial_gpus
+        GPUs of one trial; 0 hides them.
+    trial_threads
+        CPU threads of one trial; None shares the cores evenly.
+    training_service
+        NNI's training-service settings, such as ``{platform: local}``.
+    """
+
+    engine: Literal["ts", "sequential"] = "ts"
+    concurrency: int = 1
+    port: int = 8080
+    trials: int | None = None
+    trial_gpus: int = 0
+    trial_threads: int | None = None
+    training_service: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"platform": "local"}
+    )
+
+    __pydantic_config__ = strict
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("concurrency", 1, 1000), ("port", 1, 65535), ("trial_gpus", 0, 64)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"nni.{name}: {value} is not allowed; {low} to {high} is")
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"nni.trials: {self.trials} is not allowed; at least 1 is")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole experiment, with every default filled in."""
+
+    name: str
+    task: Task
+    space: Part
+    strategy: Part
+    evaluator: Part
+    final: Final | None
+    nni: NniSettings
+    seed: int
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The resolved experiment file; loading it gives the same experiment."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "task": as_mapping(self.task),
+            "space": self.space.as_mapping(),
+            "strategy": self.strategy.as_mapping(),
+            "evaluator": self.evaluator.as_mapping(),
+            "final": None if self.final is None else as_mapping(self.final),
+            "nni": as_mapping(self.nni),
+        }
+
+
+_SECTIONS = ("name", "seed", "task", "space", "strategy", "evaluator", "final", "nni")
+_PARTS = {
+    "space": (registry.search_spaces, "robnet"),
+    "strategy": (registry.strategies, "robust-one-shot"),
+    "evaluator": (registry.evaluators, "adversarial-training"),
+}
+
+
+def shipped() -> list[str]:
+    """Names of the experiment files that come with the package."""
+    folder = files("nni_robust.experiments")
+    return sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".yml"))
+
+
+def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read and check an experiment file.
+
+    Parameters
+    ----------
+    experiment
+        Name of a shipped experiment or path of a YAML file.
+    overrides
+        ``section.key=value`` changes, the value in YAML.
+
+    Raises
+    ------
+    UserError
+        On the first thing that is wrong.
+    """
+    if experiment in shipped():
+        path = Path(str(files("nni_robust.experiments").joinpath(f"{experiment}.yml")))
+    else:
+        path = Path(experiment)
+        if not path.suffix and not path.exists():
+            raise UserError(
+                f"no experiment '{experiment}'{nearest(experiment, shipped())} "
+                f"(shipped: {', '.join(shipped())}; or the path of a YAML file)"
+            )
+    raw = read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    return _check(raw, path.stem)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r} is not allowed; section.key=value is")
+    *path, last = key.split(".")
+    place = raw
+    for part in path:
+        if place.get(part) is None:
+            place[part] = {}
+        elif isinstance(place[part], str):  # a part written as its name alone
+            place[part] = {"name": place[part]}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override!r}: '{part}' is no section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _check(raw: Mapping[str, Any], stem: str) -> Experiment:
+    for key in raw:
+        if key not in _SECTIONS:
+            raise UserError(
+                f"unknown key '{key}' in the experiment{nearest(str(key), _SECTIONS)} "
+                f"(allowed: {', '.join(_SECTIONS)})"
+            )
+    seed = raw.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"seed: {seed!r} is not allowed; a whole number >= 0 is")
+    final = raw.get("final", {})
+    return Experiment(
+        name=str(raw.get("name", stem)),
+        task=parse(Task, raw.get("task"), "task"),
+        **{section: _part(section, raw.get(section)) for section in _PARTS},
+        final=None if final is None else parse(Final, final, "final"),
+        nni=parse(NniSettings, raw.get("nni"), "nni"),
+        seed=seed,
+    )
+
+
+#: Arguments that the runner gives; a file must not.
+_GIVEN = {"num_classes", "task", "store", "supernet", "phase", "split", "eps_values"}
+
+
+def _part(section: str, value: Any) -> Part:
+    known, default = _PARTS[section]
+    if value is None:
+        value = {}
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{section}: expected a name or a mapping with 'name', got {value!r}")
+    arguments = copy.deepcopy(dict(value))
+    name = arguments.pop("name", default)
+    if not isinstance(name, str):
+        raise UserError(f"{section}.name: {name!r} is not allowed; allowed: {', '.join(known.names())}")
+    allowed = parameters(known.get(name))
+    if allowed is not None:
+        for key in arguments:
+            if key not in allowed or key in _GIVEN:
+                usable = [a for a in allowed if a not in _GIVEN]
+                raise UserError(
+                    f"unknown key '{key}' in {section} '{name}'{nearest(key, usable)} "
+                    f"(allowed: {', '.join(['name', *usable])})"
+                )
+    return Part(name, arguments)
+
+
+def parameters(cls: Any) -> list[str] | None:
+    """Names that a class's constructor takes, or None where it takes any."""
+    parameters = inspect.signature(getattr(cls, "__wrapped__", cls)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+

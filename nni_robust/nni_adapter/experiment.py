@@ -1,0 +1,213 @@
+"""NNI's NAS experiment with the repairs that a search needs, and with results that are never lost.
+
+* `BoundChannel` in front of the trial command, `ReadableModelSpace` as the trial's parameters.
+* NNI gives its node manager three seconds to start, which a busy machine does not keep; here a minute.
+* NNI's listener thread dies on commands it does not know (the manager sends ``ImportData`` and
+  ``AddCustomizedTrialJob``) and the search then waits for ever; here they are skipped.
+* An exception in a strategy's callback kills that thread as well; here it is kept and raised in the main
+  thread by the next call of the engine.
+* Engines answer models whose results are in the store at once, without a trial: a resumed search is the
+  same search run again, with its past replayed. So a strategy needs no saved state to go on, and NNI's
+  own checkpoint (a pickle that torch >= 2.6 refuses to load) is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nni.experiment import launcher
+from nni.nas.execution import SequentialExecutionEngine, training_service
+from nni.nas.execution.event import FinalMetricEvent, TrainingEndEvent
+from nni.nas.execution.training_service import TrainingServiceExecutionEngine
+from nni.nas.experiment import NasExperiment, NasExperimentConfig
+from nni.nas.space import ModelStatus
+from nni.runtime.tuner_command_channel import TunerCommandChannel
+
+from nni_robust.nni_adapter import check_version
+from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
+from nni_robust.nni_adapter.spaces import ReadableModelSpace
+
+__all__ = ["RobustNasExperiment", "stop_orphan"]
+
+_log = logging.getLogger(__name__)
+
+_START_PATIENCE = 60  # tries, one a second
+
+
+class _TolerantChannel(TunerCommandChannel):
+    """Skips the commands that NNI's NAS engine does not know."""
+
+    def receive(self) -> Any:
+        while True:
+            try:
+                return super().receive()
+            except ValueError as e:
+                if "Unknown command type" not in str(e):
+                    raise
+                _log.debug("skipped a command of the manager: %s", e)
+
+
+class _Replay:
+    """Mixed into an engine: finished models are answered from the store; counts against one budget."""
+
+    budget: int | None = None
+    submitted = 0
+    callback_error: BaseException | None = None
+
+    def submit_models(self, *models: Any) -> None:
+        for model in models:
+            self._raise_callback_error()
+            model.ordinal = self.submitted  # the n-th model of the run, counted from 0
+            self.submitted += 1
+            finished = getattr(model.evaluator, "finished", None)
+            metrics = finished(model) if finished is not None else None
+            if metrics is None:
+                super().submit_models(model)  # type: ignore[misc]
+            else:
+                model.status = ModelStatus.Training
+                self.dispatch_model_event(FinalMetricEvent(model, metrics))
+                self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Trained))
+
+    def budget_available(self) -> bool:
+        self._raise_callback_error()
+        if self.budget is not None and self.submitted >= self.budget:
+            return False
+        return bool(super().budget_available())  # type: ignore[misc]
+
+    def _raise_callback_error(self) -> None:
+        if self.callback_error is not None:
+            error, self.callback_error = self.callback_error, None
+            raise error
+
+
+class _ServiceEngine(_Replay, TrainingServiceExecutionEngine):
+    def dispatch_model_event(self, event: Any, **kwargs: Any) -> None:
+        try:
+            super().dispatch_model_event(event, **kwargs)
+        except Exception as e:  # in the listener's thread: raised where the strategy calls next
+            _log.exception("a callback failed")
+            self.callback_error = e
+
+
+class _SequentialEngine(_Replay, SequentialExecutionEngine):
+    pass
+
+
+class RobustNasExperiment(NasExperiment):
+    """`nni.nas.experiment.NasExperiment` with the repairs of this module.
+
+    Parameters
+    ----------
+    model_space, evaluator, strategy, config
+        As for NNI's class. The current directory is the one whose content is sent to the trials'
+        machines; it must not be a folder whose files hide installed packages.
+    budget
+        Most models that the strategy may submit, replayed ones included; None is no limit of ours.
+    environment
+        Environment variables of the trial processes.
+    on_engine
+        Called with the engine once NNI runs and before the strategy starts.
+    """
+
+    def __init__(
+        self,
+        model_space: Any,
+        evaluator: Any,
+        strategy: Any,
+        config: NasExperimentConfig,
+        *,
+        budget: int | None = None,
+        environment: dict[str, str] | None = None,
+        on_engine: Callable[[Any], None] | None = None,
+    ) -> None:
+        check_version()
+        super().__init__(model_space, evaluator, strategy, config)
+        self.budget, self.on_engine = budget, on_engine
+        variables = [f"{name}={value}" for name, value in (environment or {}).items()]
+        given = self.config._trial_command_params or {}
+        envs = " ".join([given.get("envs", ""), *variables, TRIAL_ENVIRONMENT]).strip()
+        self.config._trial_command_params = {**given, "envs": envs}
+
+    @property
+    def engine(self) -> Any:
+        """The running engine; it takes models of the final phase after the strategy is done."""
+        return self._engine
+
+    def executable_model_factory(self, config: Any) -> Any:
+        if config.name == "simplified":
+            return ReadableModelSpace.from_model(self.model_space, self.evaluator)
+        return super().executable_model_factory(config)
+
+    def execution_engine_factory(self, config: Any) -> Any:
+        if config.name == "ts":
+            with _swapped(training_service, "TunerCommandChannel", _TolerantChannel):
+                engine: Any = _ServiceEngine(self)
+        elif config.name == "sequential":
+            engine = _SequentialEngine(None, config.max_duration, config.continue_on_failure)
+        else:
+            return super().execution_engine_factory(config)
+        engine.budget = self.budget
+        if self.on_engine is not None:
+            self.on_engine(engine)
+        return engine
+
+    def _start_nni_manager(self, *args: Any, **kwargs: Any) -> None:
+        def patient(port: int, retry: int = _START_PATIENCE, url_prefix: str | None = None) -> None:
+            check(port, retry, url_prefix)
+
+        check = launcher._check_rest_server
+        with _swapped(launcher, "_check_rest_server", patient):
+            super()._start_nni_manager(*args, **kwargs)
+
+    def save_checkpoint(self) -> None:
+        """Nothing to do: a resumed run replays the results in the store (see this module's text)."""
+
+
+@contextlib.contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Any:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def stop_orphan(experiment_id: str, patience: float = 20.0) -> bool:
+    """Stop the node manager that a killed process left behind, with its trials.
+
+    Parameters
+    ----------
+    experiment_id
+        NNI's id; only a node process that names it on its command line is touched.
+    patience
+        Seconds to wait for an orderly end before it is killed.
+
+    Returns
+    -------
+    Whether there was one.
+    """
+    import psutil
+
+    found = False
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if experiment_id not in command or not any(
+            Path(c).name == "main.js" and "nni_node" in c for c in command
+        ):
+            continue
+        found = True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = process.children(recursive=True)
+            process.terminate()  # the manager stops its trials, then itself
+            _, alive = psutil.wait_procs([process, *children], timeout=patience)
+            for left in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+            psutil.wait_procs(alive, timeout=5)
+    return found
+

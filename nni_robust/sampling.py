@@ -1,0 +1,100 @@
+"""Drawing architectures from any NNI model space.
+
+NNI's own ``random()`` is uniform. A space may say what is likely instead: its attribute
+``sampling_weights`` maps a label to the probabilities of that choice's values (RobNet keeps each
+operation with probability 0.7, for example).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from nni.mutable import Categorical, MutableAnnotation
+
+from nni_robust.errors import UserError
+from nni_robust.store import content_key
+
+__all__ = ["draw", "draw_distinct"]
+
+Sample = dict[str, Any]
+
+
+def draw(
+    mutables: Mapping[str, Any],
+    rng: np.random.RandomState,
+    weights: Mapping[str, list[float]] | None = None,
+) -> Sample:
+    """Draw one sample.
+
+    Parameters
+    ----------
+    mutables
+        A space's ``simplify()``: label to choice.
+    rng
+        Source of randomness (NNI's own kind).
+    weights
+        Probabilities of the values of some labels; the others are uniform.
+    """
+    sample: Sample = {}
+    for label, mutable in mutables.items():
+        if isinstance(mutable, MutableAnnotation):
+            continue
+        probabilities = (weights or {}).get(label)
+        if probabilities is not None and isinstance(mutable, Categorical):
+            sample[label] = mutable.values[int(rng.choice(len(mutable.values), p=probabilities))]
+        else:
+            sample[label] = mutable.random({}, rng)
+    return sample
+
+
+def draw_distinct(
+    number: int,
+    mutables: Mapping[str, Any],
+    rng: np.random.RandomState,
+    *,
+    weights: Mapping[str, list[float]] | None = None,
+    accept: Callable[[Sample], bool] | None = None,
+    exclude: list[Sample] | None = None,
+    patience: int = 2000,
+) -> list[Sample]:
+    """Draw `number` different samples that keep the space's constraints and `accept`.
+
+    Parameters
+    ----------
+    number
+        How many.
+    mutables, rng, weights
+        See :func:`draw`.
+    accept
+        Rule that a sample has to keep, such as a budget.
+    exclude
+        Samples that must not come again.
+    patience
+        Draws in a row without a new sample after which the rule counts as impossible.
+
+    Raises
+    ------
+    UserError
+        If fewer than `number` can be found.
+    """
+    known = {content_key(s) for s in exclude or []}
+    found: list[Sample] = []
+    misses = 0
+    while len(found) < number:
+        sample = draw(mutables, rng, weights)
+        key = content_key(sample)
+        keeps = all(m.check_contains(sample) is None for m in mutables.values())
+        if keeps and key not in known and (accept is None or accept(sample)):
+            known.add(key)
+            found.append(sample)
+            misses = 0
+        else:
+            misses += 1
+            if misses >= patience:
+                raise UserError(
+                    f"only {len(found)} of {number} candidates found in {patience} draws in a row: the space "
+                    "or the budget (max_params, max_macs) allows no more"
+                )
+    return found

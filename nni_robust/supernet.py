@@ -1,0 +1,80 @@
+"""Supernets: all networks of a space in one set of shared weights (single-path one-shot).
+
+The supernet itself is NNI's: `RandomOneShot` turns any model space into one whose modules compute only
+the sampled path. This module adds what a robust search needs around it: setting a given path, and
+taking out one sub-network with the weights it inherits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.strategy import RandomOneShot
+from torch import nn
+
+from nni_robust.errors import UserError
+from nni_robust.sampling import Sample, draw
+
+__all__ = ["PathSampler", "build_supernet", "inherit", "set_path"]
+
+
+def build_supernet(space: Any) -> Any:
+    """Turn a fresh model space into a supernet (in place, as NNI does) and return it.
+
+    Raises
+    ------
+    UserError
+        If the space has parts that NNI cannot share weights for.
+    """
+    try:
+        return RandomOneShot().mutate_model(space)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"space {type(space).__name__} cannot become a supernet: {e}") from e
+
+
+def set_path(supernet: nn.Module, sample: Sample) -> None:
+    """Make the supernet compute the sub-network of `sample`, and nothing else.
+
+    Raises
+    ------
+    UserError
+        If the sample lacks a choice of the supernet.
+    """
+    for module in supernet.modules():
+        if isinstance(module, BaseSuperNetModule):
+            for label in module.resample(dict(sample)):
+                if label not in sample:
+                    raise UserError(f"the sample has no value for '{label}'")
+
+
+def inherit(supernet: Any, sample: Sample) -> nn.Module:
+    """The sub-network of `sample` with a copy of the supernet's weights."""
+    network: nn.Module = supernet.freeze(sample)
+    return network
+
+
+class PathSampler:
+    """Training hook: before each batch the supernet takes a random path.
+
+    The batch is then attacked and trained as that path (RobNet, section 3.2, algorithm 1): weights of
+    other paths get no gradient, and so neither momentum nor weight decay moves them.
+
+    Parameters
+    ----------
+    mutables
+        The space's ``simplify()``, taken before it became a supernet.
+    weights
+        Prior of the choices, see :func:`nni_robust.sampling.draw`.
+    """
+
+    def __init__(self, mutables: Any, weights: Any = None) -> None:
+        self.mutables, self.weights = mutables, weights
+
+    def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Draw a path with `generator`, which the training loop saves in its checkpoints."""
+        import numpy as np
+
+        seed = int(torch.randint(2**31 - 1, (), generator=generator))
+        set_path(model, draw(self.mutables, np.random.RandomState(seed), self.weights))

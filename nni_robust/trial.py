@@ -1,0 +1,130 @@
+"""What every trial of ours has in common: one result per question, kept in the run's store.
+
+A trial is asked for by NNI, by a resumed search, or by NNI again after a crash. Its key is made of all
+that determines the result, so whoever asks second gets the stored answer, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nni
+from nni.nas.evaluator import Evaluator
+
+from nni_robust.nni_adapter.spaces import space_class
+from nni_robust.store import Store, content_key, write_json
+
+__all__ = ["StoredEvaluator", "default_device", "report_epoch"]
+
+_log = logging.getLogger(__name__)
+
+
+class StoredEvaluator(Evaluator):
+    """An NNI evaluator whose results are kept in a store.
+
+    Subclasses implement :meth:`settings` and :meth:`measure`.
+
+    Attributes
+    ----------
+    phase
+        What the trial is, as the web UI and the records show it: ``"supernet"``, ``"candidate"``, ….
+    uses_sample
+        Whether the architecture sampled for the trial plays a part (a supernet's does not).
+    store
+        Folder of the run's store, or None to keep nothing.
+    """
+
+    phase: str = "candidate"
+    uses_sample: bool = True
+    store: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the architecture that determines the result, JSON-able."""
+        raise NotImplementedError
+
+    def measure(self, model: Any, folder: Path | None) -> dict[str, Any]:
+        """Do the work of the trial.
+
+        Parameters
+        ----------
+        model
+            NNI's executable model: `model.sample`, `model.model` (class and arguments of the space).
+        folder
+            Where checkpoints and weights belong, or None without a store.
+
+        Returns
+        -------
+        A JSON-able record with ``"metrics"``: a flat dict of finite numbers with ``"default"``.
+        """
+        raise NotImplementedError
+
+    def key(self, model: Any) -> str:
+        """Name of this trial's result in the store."""
+        cls = space_class(model)
+        return content_key(
+            type(self).__name__,
+            self.settings(),
+            f"{cls.__module__}.{cls.__qualname__}",
+            list(model.model.trace_args),
+            dict(model.model.trace_kwargs),
+            dict(model.sample) if self.uses_sample else None,
+        )
+
+    def finished(self, model: Any) -> dict[str, Any] | None:
+        """The metrics of an earlier run of this very trial, or None."""
+        if self.store is None:
+            return None
+        record = Store(self.store).result(self.key(model))
+        return record["metrics"] if record else None
+
+    def _execute(self, model: Any) -> dict[str, Any]:
+        """NNI's entry: measure (or look up) and report."""
+        if self.store is None:
+            record = self.measure(model, None)
+        else:
+            key = self.key(model)
+            store = Store(self.store)
+            record = store.once(key, self._kept(model, key))
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(record["metrics"])
+        return record
+
+    def _kept(self, model: Any, key: str) -> Callable[[Path], dict[str, Any]]:
+        def compute(folder: Path) -> dict[str, Any]:
+            try:
+                record = self.measure(model, folder)
+            except Exception as e:
+                # The searching process is told by NNI only that the trial failed; this file tells why.
+                write_json(
+                    folder / "error.json",
+                    {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()},
+                )
+                raise
+            (folder / "error.json").unlink(missing_ok=True)
+            return {
+                "phase": self.phase,
+                "key": key,
+                "trial": os.environ.get("NNI_TRIAL_JOB_ID"),
+                "sample": dict(model.sample) if self.uses_sample and model.sample else {},
+                **record,
+            }
+
+        return compute
+
+
+def report_epoch(metrics: dict[str, float]) -> None:
+    """Send one point of the curve to NNI, where there is an NNI."""
+    if nni.get_current_parameter() is not None:
+        nni.report_intermediate_result(metrics)
+
+
+def default_device() -> str:
+    """``"cuda"`` where a GPU is visible to this process, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,212 @@
+"""One-shot robust search: RobNet's scheme, in its core form, on any NNI model space.
+
+Paper: Guo et al., "When NAS Meets Robustness", CVPR 2020 (arXiv 1911.10695v3), section 3.2, algorithm 1.
+Seed: gmh14/RobNets, which never contained the search.
+
+1. Train a supernet: for each batch draw one path, attack that path, train it on the adversarial pictures.
+2. Draw candidates; each inherits the supernet's weights, gets a short adversarial fine-tuning and is
+   scored by white-box PGD on the search-validation split.
+3. The best score wins.
+
+Differences from the paper, all on purpose: scores come from a validation split and not from the test
+set; candidates get fresh batch-norm statistics before fine-tuning (the supernet's mix all paths), which
+an evaluator setting turns off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from nni.mutable import MutableAnnotation
+from nni.nas.execution.event import ModelEventType
+from nni.nas.space import ModelStatus
+from nni.nas.strategy import Strategy
+
+from nni_robust.config import as_mapping, parse
+from nni_robust.data import load_task
+from nni_robust.errors import UserError
+from nni_robust.nni_adapter.spaces import space_class
+from nni_robust.nni_adapter.waiting import wait_for
+from nni_robust.sampling import Sample, draw_distinct
+from nni_robust.store import Store
+from nni_robust.training import Recipe
+
+from ._supernet_training import SupernetTraining
+
+__all__ = ["RobustOneShot"]
+
+_log = logging.getLogger(__name__)
+
+
+class RobustOneShot(Strategy):
+    """Train a robust supernet, then rank candidates that inherit its weights.
+
+    Works on any NNI space that NNI can turn into a supernet, with any evaluator that has ``task``,
+    ``store``, ``recipe`` and ``variant(supernet=key)``, as `AdversarialTraining` does.
+
+    Parameters
+    ----------
+    candidates
+        How many different architectures are evaluated (1,000 in the paper's study).
+    supernet
+        Settings of the supernet's :class:`nni_robust.training.Recipe`; None is the evaluator's recipe.
+    uniform
+        Draw choices with equal probability instead of the space's prior (RobNet's prior keeps each
+        operation with probability 0.7).
+    max_params, max_macs
+        Budget of a candidate; no drawn candidate exceeds it. An impossible budget is refused before any
+        training.
+    seed
+        Seed of candidates and supernet.
+    """
+
+    def __init__(
+        self,
+        *,
+        candidates: int = 50,
+        supernet: Mapping[str, Any] | None = None,
+        uniform: bool = False,
+        max_params: int | None = None,
+        max_macs: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if candidates < 1:
+            raise UserError(f"strategy.candidates: {candidates} is not allowed; at least 1 is")
+        self.candidates, self.uniform, self.seed = candidates, uniform, seed
+        self.recipe = None if supernet is None else parse(Recipe, supernet, "strategy.supernet")
+        self.max_params, self.max_macs = max_params, max_macs
+        self.samples: list[Sample] = []
+        self.scores: dict[int, float] = {}
+        self._models: dict[int, Any] = {}  # the engine keeps weak references only
+
+    @property
+    def trials(self) -> int:
+        """Models this strategy submits in all: the supernet and the candidates."""
+        return self.candidates + 1
+
+    def extra_repr(self) -> str:
+        return f"candidates={self.candidates}, seed={self.seed}"
+
+    def _initialize(self, model_space: Any, engine: Any) -> Any:
+        evaluator = model_space.evaluator
+        for needed in ("task", "store", "recipe", "variant"):
+            if not hasattr(evaluator, needed):
+                raise UserError(
+                    f"strategy robust-one-shot needs an evaluator with '{needed}', such as "
+                    f"adversarial-training; {type(evaluator).__name__} has none"
+                )
+        if evaluator.store is None:
+            raise UserError("strategy robust-one-shot needs an evaluator with a store folder")
+        self._draw_candidates(model_space)
+        engine.register_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
+        return model_space
+
+    def _cleanup(self) -> None:
+        self.engine.unregister_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
+
+    def _draw_candidates(self, model_space: Any) -> None:
+        """All candidates are drawn before any work, so that an impossible budget costs nothing."""
+        if self.samples:  # loaded from a state
+            return
+        import torch
+
+        with torch.device("meta"):
+            space = space_class(model_space)(
+                *model_space.model.trace_args, **model_space.model.trace_kwargs
+            )
+        affordable = self._budget_rule(space, model_space.evaluator)
+        evaluator_choices = getattr(model_space.evaluator, "simplify", dict)()
+        mutables = {
+            label: m
+            for label, m in {**model_space.mutables, **evaluator_choices}.items()
+            if not isinstance(m, MutableAnnotation)
+        }
+        self.samples = draw_distinct(
+            self.candidates,
+            mutables,
+            np.random.RandomState(self.seed),
+            weights=None if self.uniform else getattr(space, "sampling_weights", None),
+            accept=lambda sample: model_space.contains(sample) and affordable(sample),
+        )
+
+    def _budget_rule(self, space: Any, evaluator: Any) -> Callable[[Sample], bool]:
+        if self.max_params is None and self.max_macs is None:
+            return lambda sample: True
+        if not hasattr(space, "cost"):
+            raise UserError(
+                f"strategy.max_params, max_macs: space {type(space).__name__} has no cost() to hold them to"
+            )
+        shape = load_task(evaluator.task).input_shape
+
+        def affordable(sample: Sample) -> bool:
+            cost = space.cost(sample, shape)
+            return (self.max_params is None or cost.params <= self.max_params) and (
+                self.max_macs is None or cost.macs <= self.max_macs
+            )
+
+        return affordable
+
+    def _run(self) -> None:
+        supernet = self._train_supernet()
+        evaluator = self.model_space.evaluator.variant(supernet=supernet)
+        for index, sample in enumerate(self.samples):
+            if index in self.scores:
+                continue
+            if not self.wait_for_resource():
+                _log.warning("no budget for more than %d of %d candidates", index, self.candidates)
+                break
+            self._submit(index, sample, evaluator)
+        wait_for(self.engine, list(self._models.values()))
+        if not self.scores:
+            raise UserError(
+                f"zero candidates left: all {len(self.samples)} failed; the reasons are in "
+                f"{evaluator.store}/*/error.json"
+            )
+
+    def _train_supernet(self) -> str:
+        evaluator = self.model_space.evaluator
+        training = SupernetTraining(
+            task=as_mapping(evaluator.task),
+            train=as_mapping(self.recipe or evaluator.recipe),
+            uniform=self.uniform,
+            seed=self.seed,
+            store=evaluator.store,
+        )
+        # A model needs some sample to be sent; this trial does not use it.
+        model = self._submit(-1, self.samples[0], training)
+        wait_for(self.engine, list(self._models.values()))
+        key = training.key(model)
+        if model.status != ModelStatus.Trained:
+            error = Store(evaluator.store).folder(key) / "error.json"
+            why = error.read_text() if error.is_file() else "see the trial's log in NNI's web UI"
+            raise UserError(f"the supernet's training failed: {why}")
+        return key
+
+    def _submit(self, index: int, sample: Sample, evaluator: Any) -> Any:
+        model = self.model_space.freeze(sample)
+        model.evaluator = evaluator
+        self._models[index] = model
+        self.engine.submit_models(model)
+        return model
+
+    def _on_metric(self, event: Any) -> None:
+        index = self._index(event.model)
+        if index is not None and index >= 0:
+            metric = event.metric
+            self.scores[index] = float(metric["default"] if isinstance(metric, dict) else metric)
+
+    def _index(self, model: Any) -> int | None:
+        return next((i for i, known in list(self._models.items()) if known is model), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: the drawn candidates and the scores known so far."""
+        return {"samples": self.samples, "scores": {str(i): s for i, s in self.scores.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`: the same candidates, without those already scored."""
+        self.samples = list(state_dict["samples"])
+        self.scores = {int(i): float(s) for i, s in state_dict["scores"].items()}
