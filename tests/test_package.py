@@ -1,4 +1,4 @@
-"""What is installed: every folder, every data file, the version, the entry points, the public names."""
+"""What is installed: folders, data files, version, entry points, public names."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def writable_folder(path: str) -> Path:
 
 
 def describe_weights(architecture: Architecture, num_classes: int) -> str | None:
-    """Why a network built for `num_classes` classes has untrained weights, or None if it has not."""
+    """Why a network built for `num_classes` classes starts untrained; None where it does not."""
     if not architecture.trained:
         return f"untrained weights: '{architecture.name}' comes without any"
     if architecture.num_classes != num_classes:

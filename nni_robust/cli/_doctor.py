@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace) -> int:
     for check in checks:
         print(_paragraph(f"{check.status:<4}  {check.name}: {check.found}"))
         if check.advice:
-            print(_paragraph(f"      -> {check.advice}"))
+            print(f"      -> {check.advice}")  # not wrapped: it may hold a command to copy
     warned = sum(check.status == "warn" for check in checks)
     print(f"\n{'ready' if healthy else 'not ready'}, {warned} warning(s)")
     return 0 if healthy else 1

@@ -1,7 +1,7 @@
 """Choose the verb, run it, and turn what went wrong into an exit code.
 
-Exit codes: 0 done, 1 a check or a run failed, 2 the user asked for something impossible (one sentence
-on standard error), 130 interrupted.
+Exit codes: 0 done, 1 a check or a run failed, 2 the user asked for something impossible (one
+sentence on standard error), 130 interrupted.
 """
 
 from __future__ import annotations
