@@ -152,6 +152,7 @@ def _search(
     from nni.runtime.log import silence_stdout
 
     from nni_robust.nni_adapter.experiment import RobustNasExperiment, stop_orphan
+    from nni_robust.nni_adapter.waiting import wait_for
     from nni_robust.report import build_report
 
     from ._final import count_networks, finish, save_best
@@ -190,6 +191,7 @@ def _search(
     with _inside(run / "trial_code"):
         try:
             nas.start(settings.nni.port)
+            wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
             save_best(run, settings, data, nas.engine)
             report("the search is done; training the final networks")
             finish(run, settings, data, nas._exec_model_space, nas.engine)

@@ -6,6 +6,7 @@
   ``AddCustomizedTrialJob``) and the search then waits for ever; here they are skipped.
 * An exception in a strategy's callback kills that thread as well; here it is kept and raised in the main
   thread by the next call of the engine.
+* NNI calls no callback for a model that the strategy let go of; here every submitted model is kept.
 * Engines answer models whose results are in the store at once, without a trial: a resumed search is the
   same search run again, with its past replayed. So a strategy needs no saved state to go on, and NNI's
   own checkpoint (a pickle that torch >= 2.6 refuses to load) is not used.
@@ -52,17 +53,32 @@ class _TolerantChannel(TunerCommandChannel):
 
 
 class _Replay:
-    """Mixed into an engine: finished models are answered from the store; counts against one budget."""
+    """Mixed into an engine: finished models are answered from the store; counts against one budget.
 
-    budget: int | None = None
-    submitted = 0
-    callback_error: BaseException | None = None
+    It also keeps every submitted model: NNI's engine has weak references only, and calls no callback
+    for a model that the strategy let go of (its own `Random` does).
+    """
+
+    def __init__(self, *args: Any) -> None:
+        self.budget: int | None = None
+        self.models: list[Any] = []
+        self.callback_error: BaseException | None = None
+        super().__init__(*args)
+
+    @property
+    def submitted(self) -> int:
+        """Models submitted so far, replayed ones included."""
+        return len(self.models)
+
+    def list_models(self, status: Any = None) -> list[Any]:
+        """The submitted models, the instances themselves."""
+        return [m for m in self.models if status is None or m.status == status]
 
     def submit_models(self, *models: Any) -> None:
         for model in models:
             self._raise_callback_error()
             model.ordinal = self.submitted  # the n-th model of the run, counted from 0
-            self.submitted += 1
+            self.models.append(model)
             finished = getattr(model.evaluator, "finished", None)
             metrics = finished(model) if finished is not None else None
             if metrics is None:
