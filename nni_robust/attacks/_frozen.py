@@ -1,0 +1,65 @@
+"""Use a network without leaving a trace on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+__all__ = ["BNMode", "undisturbed"]
+
+#: What batch normalisation does during an attack: running statistics, or those of the batch.
+BNMode = Literal["eval", "train"]
+
+
+@contextmanager
+def undisturbed(
+    model: nn.Module, bn_mode: BNMode = "eval", *, channels_last: bool = False
+) -> Iterator[nn.Module]:
+    """Freeze a network, and give it back bit for bit as it was, also after an exception.
+
+    Inside, every module is in evaluation mode and no parameter requires a gradient. Outside, each
+    module's own training flag, each parameter's ``requires_grad``, ``.grad`` and memory, and the
+    buffers of batch normalisation are what they were. Flags are set one by one, not by
+    ``model.eval()``: a sub-module that its owner keeps in evaluation mode stays there, and an
+    overridden ``train`` does not run.
+
+    Parameters
+    ----------
+    model
+        The network.
+    bn_mode
+        ``"eval"`` uses the running statistics. ``"train"`` lets batch normalisation use the
+        statistics of the batch, as the repositories of the seeds did; the running statistics
+        are restored afterwards.
+    channels_last
+        Hold the weights of convolutions in channels-last memory inside.
+    """
+    modules = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
+    statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for module, _ in modules:
+            module.training = False
+            if bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = True
+                statistics += [(b, b.clone()) for b in module.buffers(recurse=False)]
+        for parameter, *_ in parameters:
+            parameter.requires_grad_(False)
+            if channels_last and parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        yield model
+    finally:
+        for module, training in modules:
+            module.training = training
+        for parameter, requires_grad, grad, data in parameters:
+            if channels_last:
+                parameter.data = data
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in statistics:
+                buffer.copy_(value)

@@ -1,0 +1,250 @@
+"""Every attack of torchattacks, AutoAttack included, under our contract.
+
+torchattacks (Kim, 2010.01950; version 3.3 or newer) wants the network in the attack's constructor,
+prints, seeds torch's global generators, leaves sub-modules in another mode and trusts the caller
+with the number of classes. Here an attack is built for each call around a view of the frozen
+network; the generators are put back; classes are counted on the logits; the result is projected.
+
+AutoAttack: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+diverse parameter-free attacks" (2003.01690). The class of torchattacks 3.5.1 runs APGD and FAB for
+10 steps and against every class; the authors' code runs 100 steps against at most 9 classes.
+``autoattack`` sets what the authors set; ``torchattacks:AutoAttack`` is the class as it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nni_robust import registry
+from nni_robust.attacks._base import Attack, Victim
+from nni_robust.attacks._noise import Noise
+from nni_robust.attacks._norms import Ball
+from nni_robust.errors import UserError, nearest
+from nni_robust.threat import ThreatModel
+
+__all__ = ["AutoAttack", "TorchAttack"]
+
+# Classes with a radius but no choice of norm bound L∞, except these.
+_L2_ONLY = ("PGDL2", "PGDRSL2")
+# A network has to be trained, or several attacks given: no attack on one network by its name.
+_WRAPPERS = ("LGV", "MultiAttack")
+# Their losses compare the label with the third or fourth largest logit.
+_LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}
+# What the adapter itself fills in.
+_OURS = ("self", "model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
+_NORMS = {"linf": "Linf", "l2": "L2"}
+_OFFICIAL_STEPS, _OFFICIAL_TARGETS = 100, 9
+
+
+class _View(nn.Module):
+    """The network for torchattacks: always in evaluation mode, and it has a device.
+
+    The network is no sub-module, so that no ``train`` or ``eval`` of torchattacks reaches it.
+    """
+
+    def __init__(self, victim: Victim, device: torch.device) -> None:
+        super().__init__()
+        self._victim = victim
+        self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._victim(x).float()
+
+
+@registry.attacks.register("torchattacks")
+class TorchAttack(Attack):
+    """One class of torchattacks.
+
+    Parameters
+    ----------
+    threat
+        Ball. Its radius and norm are given to classes that take them.
+    attack
+        Name of the class, such as ``"CW"``; upper and lower case do not matter.
+    project
+        What becomes of a result outside the ball, which happens with minimum-norm attacks such as
+        CW and DeepFool that know no radius. True moves it to the nearest picture in the ball
+        (RobNet's "DeepFool bounded by 8/255"). False gives the clean picture back: only what the
+        attack itself found inside the ball counts.
+    targeted
+        The labels given are the classes to reach; only for classes that can.
+    label
+        Name in results; None is ``"torchattacks:CW"``.
+    **settings
+        Arguments of the class other than network, radius, norm, seed and number of classes.
+
+    Raises
+    ------
+    UserError
+        If torchattacks is missing or older than 3.3, the class is unknown or works in another norm,
+        or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        threat: ThreatModel,
+        *,
+        attack: str | None = None,
+        project: bool = True,
+        targeted: bool = False,
+        label: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._class = _find_class(attack)
+        name = self._class.__name__
+        super().__init__(threat, label or f"torchattacks:{name}")
+        for key, value in (("project", project), ("targeted", targeted)):
+            if not isinstance(value, bool):
+                raise UserError(f"torchattacks:{name}.{key}: {value!r} is not allowed; a bool is")
+        self.project, self.targeted, self.settings = project, targeted, settings
+        self._takes = set(inspect.signature(self._class.__init__).parameters)
+        _check_settings(name, settings, self._takes)
+        bounded = self._takes & {"eps", "max_epsilon"}
+        if bounded and "norm" not in self._takes and (threat.norm == "l2") != (name in _L2_ONLY):
+            works = "l2" if name in _L2_ONLY else "linf"
+            raise UserError(f"torchattacks:{name} works in {works}, not in {threat.norm}")
+
+    def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
+        # torchattacks computes in float32; the victim calls the network in the pictures' own type.
+        x = ball.x.float()
+        seed = noise.seed
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        else:
+            seed = (seed + int(noise.index[0])) % 2**31
+        with _seeded(seed):
+            built = self._build(victim, x, seed)
+            if self.targeted:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    built.set_mode_targeted_by_function(lambda images, labels: labels)
+            adv: Tensor = built(x, y).detach().to(ball.x.dtype)
+        if self.project:
+            return adv
+        inside = (ball.project_(adv.clone()) - adv).abs().amax((1, 2, 3), keepdim=True) < 1e-6
+        return torch.where(inside, adv, ball.x)
+
+    def _build(self, victim: Victim, x: Tensor, seed: int) -> Any:
+        """The torchattacks object for this network and batch."""
+        name, eps = self._class.__name__, self.threat.eps
+        with torch.no_grad():
+            classes = victim(x[:1]).shape[1]
+        if classes < (least := _LEAST_CLASSES.get(name, 2)):
+            raise UserError(f"{self.label} needs {least} classes; the network has {classes}")
+        ours = {
+            "eps": eps,
+            "max_epsilon": eps,
+            "norm": _NORMS[self.threat.norm],
+            "seed": seed,
+            "n_classes": classes,
+            "verbose": False,
+        }
+        ours = {key: value for key, value in ours.items() if key in self._takes}
+        return self._class(_View(victim, x.device), **ours, **self.settings)
+
+
+@registry.attacks.register("autoattack")
+class AutoAttack(TorchAttack):
+    """AutoAttack with its authors' settings.
+
+    Parameters
+    ----------
+    threat
+        Ball.
+    version
+        ``"standard"``, ``"plus"`` or ``"rand"`` (for networks with a random part).
+    label
+        Name in results; None is ``"autoattack"``, with the version if it is another.
+
+    Raises
+    ------
+    UserError
+        On an unknown version.
+    """
+
+    def __init__(
+        self, threat: ThreatModel, *, version: str = "standard", label: str | None = None
+    ) -> None:
+        if version not in ("standard", "plus", "rand"):
+            raise UserError(
+                f"autoattack.version: {version!r} is not allowed; allowed: standard, plus, rand"
+            )
+        suffix = "" if version == "standard" else f"-{version}"
+        super().__init__(
+            threat, attack="AutoAttack", label=label or f"autoattack{suffix}", version=version
+        )
+
+    def _build(self, victim: Victim, x: Tensor, seed: int) -> Any:
+        built = super()._build(victim, x, seed)
+        for part in built._autoattack.attacks:
+            if hasattr(part, "steps"):
+                part.steps = _OFFICIAL_STEPS
+            if hasattr(part, "n_target_classes"):
+                part.n_target_classes = min(_OFFICIAL_TARGETS, part.n_target_classes)
+        return built
+
+
+def _find_class(name: str | None) -> Any:
+    """The torchattacks class of that name."""
+    try:
+        import torchattacks
+    except ImportError as e:
+        raise UserError(
+            f"torchattacks cannot be imported ({e}); pip install 'torchattacks>=3.3'"
+        ) from e
+    version = tuple(int(part) for part in torchattacks.__version__.split(".")[:2])
+    if version < (3, 3):
+        raise UserError(
+            f"torchattacks {torchattacks.__version__} is too old; 3.3 or newer is needed"
+        )
+    known = {
+        key: value
+        for key, value in vars(torchattacks).items()
+        if inspect.isclass(value) and key not in _WRAPPERS
+    }
+    for key, value in known.items():
+        if name is not None and key.lower() == name.lower():
+            return value
+    if name is None:
+        raise UserError("torchattacks needs the name of a class, such as 'torchattacks:CW'")
+    raise UserError(
+        f"torchattacks has no attack '{name}'{nearest(name, known)} (known: {', '.join(known)})"
+    )
+
+
+def _check_settings(name: str, settings: dict[str, Any], takes: set[str]) -> None:
+    """Refuse arguments that the class does not take, or that are not the user's to set."""
+    allowed = sorted(takes.difference(_OURS))
+    for key in settings:
+        if key in _OURS:
+            raise UserError(f"torchattacks:{name}.{key} is set by the threat model and the caller")
+        if key not in allowed:
+            raise UserError(
+                f"unknown key '{key}' in torchattacks:{name}{nearest(key, allowed)} "
+                f"(allowed: {', '.join(['project', 'targeted', 'label', *allowed])})"
+            )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every global generator that torchattacks draws from, and put them back afterwards."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if started else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
