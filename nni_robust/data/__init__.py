@@ -1,0 +1,34 @@
+"""Data sets: labelled pictures in train, search-validation and test splits.
+
+A data set is a function ``(folder, "train" | "test") -> Images``, registered under its name; other
+packages add theirs with an entry point in the group ``nni_robust.datasets``.
+"""
+
+from __future__ import annotations
+
+from nni_robust.data import cifar, digits, folders, svhn  # they register their data sets
+from nni_robust.data._torchvision import import_torchvision
+from nni_robust.data.images import Batch, Images, ImageSet
+from nni_robust.data.loading import absolute_task, load_dataset, load_task
+from nni_robust.data.seeding import derive_seed, generator, stratified_order
+from nni_robust.data.splits import DataSplits
+from nni_robust.data.streamed import StreamedImages
+
+__all__ = [
+    "Batch",
+    "DataSplits",
+    "ImageSet",
+    "Images",
+    "StreamedImages",
+    "absolute_task",
+    "cifar",
+    "derive_seed",
+    "digits",
+    "folders",
+    "generator",
+    "import_torchvision",
+    "load_dataset",
+    "load_task",
+    "stratified_order",
+    "svhn",
+]

@@ -1,0 +1,25 @@
+"""Training: adversarial losses, recipes, and the one loop that everything uses."""
+
+from __future__ import annotations
+
+from nni_robust.training._records import EpochRecord, TrainingDiverged, TrainResult
+from nni_robust.training._setup import check_training
+from nni_robust.training.batchnorm import recalibrate_bn
+from nni_robust.training.loop import Hook, StatefulHook, train
+from nni_robust.training.recipe import Recipe, TrainAttack
+from nni_robust.training.weights import load_weights, save_weights
+
+__all__ = [
+    "EpochRecord",
+    "Hook",
+    "Recipe",
+    "StatefulHook",
+    "TrainAttack",
+    "TrainResult",
+    "TrainingDiverged",
+    "check_training",
+    "load_weights",
+    "recalibrate_bn",
+    "save_weights",
+    "train",
+]

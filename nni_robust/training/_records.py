@@ -1,0 +1,84 @@
+"""What a training reports, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+__all__ = ["EpochRecord", "TrainResult", "TrainingDiverged"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """One epoch in plain numbers; ``dataclasses.asdict`` of it goes into JSON.
+
+    Parameters
+    ----------
+    epoch
+        Number of the epoch, from 1.
+    loss
+        Mean training loss.
+    lr
+        Learning rate of its last step.
+    train_robust
+        Accuracy on the (attacked) training pictures while they were trained on, in [0, 1].
+    val_clean, val_robust
+        Accuracy on the search-validation split after the epoch, in [0, 1]; None where not measured.
+    seconds
+        Wall time of the epoch with its validation.
+    """
+
+    epoch: int
+    loss: float
+    lr: float
+    train_robust: float
+    val_clean: float | None
+    val_robust: float | None
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Parameters
+    ----------
+    model
+        The network that was given, trained (with averaged weights if the recipe averages), in
+        evaluation mode.
+    history
+        One record per epoch, also of epochs before an interruption.
+    seconds
+        Wall time of all epochs.
+    """
+
+    model: nn.Module
+    history: list[EpochRecord]
+    seconds: float
+
+
+class TrainingDiverged(ArithmeticError):
+    """Loss or weights became NaN or infinite; training on would be in vain.
+
+    Parameters
+    ----------
+    what
+        Where it was seen, such as ``"the loss"``.
+    epoch
+        From 1.
+    step
+        Step of the whole training, from 1.
+    lr
+        Learning rate of that step.
+    """
+
+    def __init__(self, what: str, epoch: int, step: int, lr: float) -> None:
+        super().__init__(
+            f"training diverged: {what} is NaN or infinite in epoch {epoch}, step {step}, "
+            f"at learning rate {lr:g}; lower lr, or set warmup_epochs or grad_clip"
+        )
+        self.what, self.epoch, self.step, self.lr = what, epoch, step, lr
+
+    def __reduce__(self) -> tuple[type[TrainingDiverged], tuple[str, int, int, float]]:
+        return type(self), (self.what, self.epoch, self.step, self.lr)

@@ -1,0 +1,361 @@
+"""The training loop: the one that everything in this library uses.
+
+Lightning Fabric supplies devices, precision and distributed training. Every random decision has a
+seed made from (run seed, purpose, epoch, batch), so a resumed training equals one that was never
+interrupted, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from nni_robust.attacks import NonFiniteOutput
+from nni_robust.data import DataSplits, derive_seed, generator
+from nni_robust.evaluation import evaluate
+from nni_robust.store import write_json
+from nni_robust.threat import ThreatModel
+from nni_robust.training import _checkpoint
+from nni_robust.training._averaging import WeightAverage
+from nni_robust.training._records import EpochRecord, TrainingDiverged, TrainResult
+from nni_robust.training._setup import (
+    Forwards,
+    build_optimizer,
+    check_training,
+    fingerprint,
+    finished_result,
+    make_fabric,
+    refuse_other,
+)
+from nni_robust.training._state import RunningSums, capture, restore
+from nni_robust.training.losses import build_loss
+from nni_robust.training.recipe import Recipe
+from nni_robust.training.weights import plain_tensors, save_weights
+
+__all__ = ["Hook", "StatefulHook", "train"]
+
+# Steps between two looks at the loss on the host; each waits for the device.
+_LOOK_EVERY = 100
+
+
+class Hook(Protocol):
+    """Something that prepares the network for a batch."""
+
+    def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Called before each batch is attacked; a supernet draws its path here.
+
+        Weights that the batch then does not use keep their value to the bit: they have no gradient,
+        so neither momentum nor weight decay moves them.
+
+        Parameters
+        ----------
+        model
+            The network itself, without any wrapper.
+        generator
+            Random numbers of this batch, the same on every device and after a resume.
+        """
+
+
+@runtime_checkable
+class StatefulHook(Protocol):
+    """A hook that remembers something; its state goes into the checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, JSON-able."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+
+
+def train(
+    model: nn.Module,
+    data: DataSplits,
+    recipe: Recipe,
+    threat: ThreatModel,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    hook: Hook | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    validate: bool = True,
+) -> TrainResult:
+    """Train a network, robustly or not.
+
+    Parameters
+    ----------
+    model
+        Network from pictures (N, C, H, W), float32, in [0, 1], to logits (N, classes). Trained in
+        place; it goes to the recipe's device.
+    data
+        Its training split is trained on, its search-validation split measured after every epoch.
+    recipe
+        All settings.
+    threat
+        The ball of the training attack and of the validation attack.
+    folder
+        Where checkpoints and the result go; None keeps nothing. A folder with checkpoints of the
+        same training continues it; one with its result gives that at once.
+    seed
+        Of everything random: order, augmentation, attack starts, dropout, the hook's numbers.
+    hook
+        See :class:`Hook`.
+    on_epoch
+        Called with the record of each epoch that is trained now (not of those before an
+        interruption), after its checkpoint is written; with several devices in the process of rank
+        0.
+    validate
+        Measure accuracy after every epoch, of the network as the epoch's last batch left it (a
+        supernet computes the path that it drew last).
+
+    Returns
+    -------
+    TrainResult
+        The network and the history.
+
+    Raises
+    ------
+    UserError
+        Before any work, if recipe, data and network do not go together or `folder` holds another
+        training.
+    TrainingDiverged
+        If loss or weights become NaN or infinite.
+    KeyboardInterrupt
+        Passes through; the last checkpoint stays.
+
+    Notes
+    -----
+    Distributed training: ``strategy="ddp"`` starts this program again for each device (Fabric's
+    way), so it suits programs whose first act is to train, such as ``nni-robust train``;
+    ``"ddp_spawn"`` and ``"ddp_fork"`` start processes from any program and give the weights back
+    to it. Each device trains its part of every batch. With a hook that leaves weights unused, DDP
+    has to look for them: ``"ddp_find_unused_parameters_true"``.
+    """
+    # A supernet without a path cannot be asked, and a hook must not be called more than once a batch.
+    check_training(model if hook is None else None, data, recipe, threat, validate=validate)
+    identity = fingerprint(model, data, recipe, threat, seed, validate=validate)
+    folder = None if folder is None else Path(folder)
+    history = None if folder is None else finished_result(model, folder, identity)
+    if history is None:
+        fabric = make_fabric(recipe)
+        run = _Run(model, data, recipe, threat, folder, seed, hook, on_epoch, validate, identity)
+        history, weights = fabric.launch(run)
+        if weights is not None:  # trained in another process
+            model.load_state_dict(weights)
+    model.eval()
+    return TrainResult(model, history, sum(record.seconds for record in history))
+
+
+class _Run:
+    """One training. Made in the calling process, run in that of each device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSplits,
+        recipe: Recipe,
+        threat: ThreatModel,
+        folder: Path | None,
+        seed: int,
+        hook: Hook | None,
+        on_epoch: Callable[[EpochRecord], None] | None,
+        validate: bool,
+        identity: dict[str, Any],
+    ) -> None:
+        self.model, self.data, self.recipe, self.threat = model, data, recipe, threat
+        self.folder, self.seed, self.hook, self.on_epoch = folder, seed, hook, on_epoch
+        self.validate, self.identity, self.process = validate, identity, os.getpid()
+
+    def __call__(self, fabric: Any) -> tuple[list[EpochRecord], dict[str, torch.Tensor] | None]:
+        """Train; gives the history, and the weights where this is not the calling process."""
+        self.fabric = fabric
+        cuda = [fabric.device] if fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            self._prepare()
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch()
+        if self.average is not None:
+            self.average.apply()
+        if self.folder is not None and fabric.is_global_zero:
+            save_weights(self.model, self.folder / "weights.safetensors")
+            records = [asdict(record) for record in self.history]
+            result = {"training": self.identity, "history": records}
+            write_json(self.folder / "result.json", result)
+            _checkpoint.clear(self.folder)
+        elsewhere = os.getpid() != self.process
+        return self.history, plain_tensors(self.model.state_dict()) if elsewhere else None
+
+    def _prepare(self) -> None:
+        """Network, optimizer and data to their device; continue from a checkpoint."""
+        if self.recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = build_loss(self.recipe, self.threat)
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.forward, self.stepper = self.fabric.setup(Forwards(self.model), self.optimizer)
+        decay = self.recipe.averaging
+        self.average = None if decay is None else WeightAverage(self.model, decay)
+        self.train_data = self.data.train.to(self.fabric.device)
+        if self.validate:
+            self.validation_data = self.data.validation.to(self.fabric.device)
+        self.sums = RunningSums(self.fabric.device)
+        self.epoch, self.batch, self.elapsed = 0, 0, 0.0
+        self.history: list[EpochRecord] = []
+        self.steps_per_epoch = len(self.train_data) // self.recipe.batch_size
+        newest = None if self.folder is None else _checkpoint.load_newest(self.folder)
+        if newest is not None:
+            tensors, state = newest
+            refuse_other(state["training"], self.identity, self.folder)
+            restore(tensors, state, self.model, self.optimizer, self.average, self.sums)
+            self.epoch, self.batch = state["epoch"], state["batch"]
+            self.elapsed = state["elapsed"]
+            self.history = [EpochRecord(**record) for record in state["history"]]
+            if isinstance(self.hook, StatefulHook):
+                self.hook.load_state_dict(state.get("hook", {}))
+
+    def _train_epoch(self) -> None:
+        began = time.monotonic() - self.elapsed
+        self.model.train()
+        augment = self.recipe.augment
+        stream = self.train_data.batches(
+            self.recipe.batch_size,
+            shuffle=True,
+            seed=derive_seed(self.seed, "data"),
+            epoch=self.epoch,
+            augment=self.data.train.augment if augment is None else augment,
+            drop_last=True,
+            start=self.batch,
+            shard=(self.fabric.global_rank, self.fabric.world_size),
+        )
+        every = self.recipe.checkpoint_steps
+        for x, y in stream:
+            self._train_batch(x, y)
+            self.batch += 1
+            last = self.batch == self.steps_per_epoch
+            if not last and every is not None and self._steps() % every == 0:
+                self.elapsed = time.monotonic() - began
+                self._look()
+                self._save()
+            elif not last and self.batch % _LOOK_EVERY == 0:
+                self._look()
+        self._look(weights=True)
+        loss, accuracy = self.sums.means(self.fabric)
+        clean, robust = self._validate()
+        record = EpochRecord(
+            epoch=self.epoch + 1,
+            loss=loss,
+            lr=self._rate(self._steps() - 1),
+            train_robust=accuracy,
+            val_clean=clean,
+            val_robust=robust,
+            seconds=time.monotonic() - began,
+        )
+        self.history.append(record)
+        self.epoch, self.batch, self.elapsed = self.epoch + 1, 0, 0.0
+        self.sums.clear()
+        self._save()
+        if self.on_epoch is not None and self.fabric.is_global_zero:
+            self.on_epoch(record)
+
+    def _train_batch(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Attack one batch, then one step of the optimizer; nothing here waits for the device."""
+        step, place = self._steps(), (self.epoch, self.batch)
+        rank = self.fabric.global_rank
+        if self.recipe.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.hook is not None:
+            self.hook.before_batch(self.model, generator(self.seed, "hook", *place))
+        torch.manual_seed(derive_seed(self.seed, "layers", *place, rank))  # dropout and its kind
+        try:
+            with self.fabric.autocast():
+                attack_seed = derive_seed(self.seed, "attack", *place, rank)
+                x_adv = self.objective.perturb(self.model, x, y, attack_seed)
+        except NonFiniteOutput as e:
+            raise self._diverged("the network's output", step) from e
+
+        lr = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # None, not zero: SGD passes over weights without a gradient, so those of paths that a
+        # supernet does not take are moved by neither momentum nor weight decay.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, logits = self.objective(self.forward, x, x_adv, y)
+        self.fabric.backward(loss)
+        if self.recipe.grad_clip is not None:
+            self.fabric.clip_gradients(
+                self.forward,
+                self.stepper,
+                max_norm=self.recipe.grad_clip,
+                error_if_nonfinite=False,
+            )
+        self.stepper.step()
+        if self.average is not None:
+            self.average.update()
+        self.sums.add(step, loss.detach(), logits.detach(), y)
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        """Clean and robust accuracy on the search-validation split, of the averaged weights."""
+        if not self.validate:
+            return None, None
+        results: tuple[float | None, float | None] = None, None
+        if self.fabric.is_global_zero:
+            results = self._measure()
+        shared: tuple[float | None, float | None] = self.fabric.broadcast(results)
+        return shared
+
+    def _measure(self) -> tuple[float, float | None]:
+        spec = self.recipe.validation_attack
+        average = nullcontext() if self.average is None else self.average.applied()
+        self.model.eval()
+        try:
+            with self.fabric.autocast(), average:
+                found = evaluate(
+                    self.model,
+                    self.validation_data,
+                    [] if spec is None else [spec],
+                    threat=self.threat,
+                    batch_size=self.recipe.batch_size,
+                    limit=self.recipe.validation_limit,
+                    seed=derive_seed(self.seed, "validation"),
+                )
+        except NonFiniteOutput as e:
+            raise self._diverged("the network's output", self._steps() - 1) from e
+        robust = next((result.accuracy for result in found.attacks.values()), None)
+        return found.clean, robust
+
+    def _look(self, *, weights: bool = False) -> None:
+        """Stop if the loss of any step so far, or a weight, is NaN or infinite."""
+        bad = self.sums.first_bad_step()
+        if bad is not None:
+            raise self._diverged("the loss", bad)
+        if weights:
+            norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+            if not torch.stack(list(norms)).isfinite().all():
+                raise self._diverged("a weight", self._steps() - 1)
+
+    def _diverged(self, what: str, step: int) -> TrainingDiverged:
+        return TrainingDiverged(what, step // self.steps_per_epoch + 1, step + 1, self._rate(step))
+
+    def _save(self) -> None:
+        if self.folder is None or not self.fabric.is_global_zero:
+            return
+        tensors, state = capture(self.model, self.optimizer, self.average, self.sums)
+        state["training"] = self.identity
+        state.update(epoch=self.epoch, batch=self.batch, elapsed=self.elapsed)
+        state["history"] = [asdict(record) for record in self.history]
+        if isinstance(self.hook, StatefulHook):
+            state["hook"] = self.hook.state_dict()
+        _checkpoint.save(self.folder, self._steps(), tensors, state)
+
+    def _steps(self) -> int:
+        """Steps done so far."""
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    def _rate(self, step: int) -> float:
+        return self.recipe.learning_rate(step, self.steps_per_epoch)

@@ -1,0 +1,231 @@
+"""All settings of a training, checked before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from nni_robust.config import Ratio, strict
+from nni_robust.data.augment import check_augment
+from nni_robust.errors import UserError, nearest
+from nni_robust.training.schedules import SCHEDULES, Schedule
+
+__all__ = ["Recipe", "TrainAttack"]
+
+LOSSES = ("madry", "trades", "clean")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAttack:
+    """The PGD attack inside adversarial training.
+
+    Parameters
+    ----------
+    steps
+        Gradient steps.
+    step_size
+        Length of a step in pixel units, may be written ``"2/255"``; None is eps/4.
+    random_start
+        Start from a uniformly random point of the ball. Always so for TRADES, whose inner loss has
+        no gradient at the clean picture.
+    bn_mode
+        Batch normalisation during the attack: ``"eval"`` uses the running statistics; ``"train"``
+        those of the batch, as the seeds' repositories do (for comparisons with them). Running
+        statistics do not change in either.
+    """
+
+    steps: int = 10
+    step_size: Ratio | None = None
+    random_start: bool = True
+    bn_mode: Literal["eval", "train"] = "eval"
+
+    __pydantic_config__ = strict
+
+    def __post_init__(self) -> None:
+        _number("attack.steps", self.steps, 1, whole=True)
+        if self.step_size is not None:
+            _number("attack.step_size", self.step_size, 0, above=True)
+        _one_of("attack.bn_mode", self.bn_mode, ("eval", "train"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Parameters
+    ----------
+    epochs
+        Times through the training pictures; 0 leaves the network as it is.
+    batch_size
+        Pictures per step, over all devices. A last batch that is not full is left out.
+    loss
+        ``"madry"``: cross entropy of attacked pictures; ``"trades"``; ``"clean"``: no attack.
+    beta
+        Weight of TRADES' second term.
+    optimizer
+        ``"sgd"``.
+    lr, momentum, nesterov, weight_decay
+        Of SGD.
+    no_decay_norm_bias
+        Leave biases and the weights of normalisation layers out of weight decay (the RobNet
+        repository does; most adversarial training decays everything).
+    schedule, milestones, gamma, warmup_epochs, warmup_lr, min_lr
+        See :mod:`nni_robust.training.schedules`. Milestones are epochs.
+    schedule_unit
+        The rate changes with every ``"step"`` or once per ``"epoch"``.
+    grad_clip
+        Largest Euclidean norm of the gradient of all weights; None does not clip.
+    averaging
+        Decay in (0, 1) of an exponential moving average of the weights and of the statistics of
+        batch normalisation, such as 0.995; what is validated and returned is the average. None is
+        off.
+    precision
+        ``"32-true"`` or ``"bf16-mixed"`` (Fabric's names), for training, its attack and validation.
+    accelerator, devices, strategy
+        Fabric's: ``"auto"`` takes a GPU where there is one; several devices need ``"ddp"``, a
+        supernet on them ``"ddp_find_unused_parameters_true"``.
+    channels_last
+        Memory format of networks and pictures; faster for most convolutions.
+    augment
+        Names of augmentations; None is what suits the data set.
+    attack
+        See :class:`TrainAttack`.
+    validation_attack
+        Attack for the robust accuracy after every epoch, such as ``"pgd10"``; None measures clean
+        accuracy only.
+    validation_limit
+        Use only that many search-validation pictures for it; None is all.
+    checkpoint_steps
+        Also write a checkpoint every so many steps; None is once per epoch.
+
+    Raises
+    ------
+    UserError
+        If a value is impossible.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    loss: str = "madry"
+    beta: float = 6.0
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    no_decay_norm_bias: bool = False
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    schedule_unit: Literal["step", "epoch"] = "step"
+    grad_clip: float | None = None
+    averaging: float | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = 1
+    strategy: str = "auto"
+    channels_last: bool = True
+    augment: tuple[str, ...] | None = None
+    attack: TrainAttack = dataclasses.field(default_factory=TrainAttack)
+    validation_attack: str | dict[str, Any] | None = "pgd10"
+    validation_limit: int | None = None
+    checkpoint_steps: int | None = None
+
+    __pydantic_config__ = strict
+
+    def __post_init__(self) -> None:
+        _number("epochs", self.epochs, 0, whole=True)
+        _number("batch_size", self.batch_size, 1, whole=True)
+        for key in ("validation_limit", "checkpoint_steps"):
+            if getattr(self, key) is not None:
+                _number(key, getattr(self, key), 1, whole=True)
+        for key in ("beta", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "momentum"):
+            _number(key, getattr(self, key), 0)
+        for key in ("lr", "gamma"):
+            _number(key, getattr(self, key), 0, above=True)
+        if self.grad_clip is not None:
+            _number("grad_clip", self.grad_clip, 0, above=True)
+        if self.averaging is not None:
+            _number("averaging", self.averaging, 0, above=True)
+            if self.averaging >= 1:
+                raise UserError(f"averaging: {self.averaging!r} is not allowed; a decay < 1 is")
+        if self.devices != "auto":
+            _number("devices", self.devices, 1, whole=True)
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("optimizer", self.optimizer, ("sgd",))
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("schedule_unit", self.schedule_unit, ("step", "epoch"))
+        _one_of("precision", self.precision, PRECISIONS)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.augment is not None:
+            check_augment(self.augment)
+        if self.momentum >= 1:
+            raise UserError(f"momentum: {self.momentum!r} is not allowed; a number < 1 is")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("nesterov: true is not allowed with momentum 0")
+        if self.warmup_epochs >= self.epochs > 0:
+            raise UserError(
+                f"warmup_epochs: {self.warmup_epochs!r} is not allowed; less than epochs "
+                f"({self.epochs}) is"
+            )
+        if self.min_lr > self.lr:
+            raise UserError(f"min_lr: {self.min_lr!r} is not allowed; at most lr ({self.lr!r}) is")
+        if self.schedule == "step" and self.epochs > 0:
+            inside = all(0 < m < self.epochs for m in self.milestones)
+            if (
+                not self.milestones
+                or not inside
+                or list(self.milestones) != sorted(self.milestones)
+            ):
+                raise UserError(
+                    f"milestones: {list(self.milestones)} is not allowed; schedule 'step' needs "
+                    f"rising epochs between 0 and {self.epochs}"
+                )
+        if self.loss == "trades" and not self.attack.random_start:
+            raise UserError(
+                "attack.random_start: false is not allowed with loss 'trades', whose inner loss has "
+                "no gradient at the clean picture"
+            )
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Rate of step `step` (from 0) of the whole training."""
+        epoch = step / steps_per_epoch
+        if self.schedule_unit == "epoch":
+            epoch = step // steps_per_epoch
+        return self._schedule()(epoch)
+
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            self.schedule,
+            lr=self.lr,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            warmup_lr=self.warmup_lr,
+            min_lr=self.min_lr,
+            milestones=self.milestones,
+            gamma=self.gamma,
+        )
+
+
+def _number(key: str, value: Any, low: int, *, above: bool = False, whole: bool = False) -> None:
+    kind = "whole number" if whole else "finite number"
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or value < low or (above and value == low):
+        raise UserError(
+            f"{key}: {value!r} is not allowed; a {kind} {'>' if above else '>='} {low} is"
+        )
+
+
+def _one_of(key: str, value: Any, allowed: Any) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"{key}: {value!r} is not allowed{nearest(str(value), allowed)} "
+            f"(allowed: {', '.join(allowed)})"
+        )
