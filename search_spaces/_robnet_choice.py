@@ -58,7 +58,8 @@ class SampledEdge(EdgeChoice, BaseSuperNetModule):
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Take the state that `memo` has for this label, or else a random one."""
-        state: str = self.choice.random(dict(memo))
+        known = self.choice.label in memo
+        state: str = self.choice.freeze(memo) if known else self.choice.random()
         self.state = state
         return {self.choice.label: state}
 

@@ -72,7 +72,7 @@ def check_code(code: str | Sequence[str], cells: int | None = None) -> list[str]
     UserError
         If a string is not 14 digits of 0 to 3, or there are neither one nor `cells` strings.
     """
-    strings = list(code) if isinstance(code, (list, tuple)) else [code]
+    strings: list[Any] = list(code) if isinstance(code, (list, tuple)) else [code]
     for index, text in enumerate(strings):
         where = f"RobNet code of cell {index}" if len(strings) > 1 else "RobNet code"
         if not isinstance(text, str):
@@ -167,7 +167,7 @@ def bits(code: str | Sequence[str]) -> list[int]:
 
 
 def count_convs(code: str | Sequence[str]) -> int:
-    """Edges that hold a convolution, summed over the strings: at most 14 each, the paper's budget."""
+    """Edges that hold a convolution (the paper's budget), summed over the strings."""
     return sum(bits(code)[1::2])
 
 

@@ -161,7 +161,9 @@ class Architecture:
             )
         network = build_network(self.space, self.space_args, classes, self.sample)
         if pretrained and self.weights is not None:
-            _load_weights(network, self.weights)
+            from nni_robust.training.weights import load_weights
+
+            load_weights(network, self.weights)
         return network
 
     def cost(
@@ -301,16 +303,3 @@ def _plain(value: Any, where: str) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise UserError(f"{where}: {value!r} is not allowed; numbers, texts and lists of them are")
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file strictly."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
-    if not path.is_file():
-        raise UserError(f"weights file '{path}' is missing")
-    try:
-        load_model(network, str(path), strict=True)
-    except (SafetensorError, RuntimeError, OSError) as e:
-        raise UserError(f"weights file '{path}' is damaged or of another network: {e}") from e

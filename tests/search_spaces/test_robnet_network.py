@@ -27,7 +27,7 @@ CODES = {
 }
 
 
-def golden_weight(key: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def golden_weight(key: str, shape: tuple[int, ...]) -> Any:
     """The weight rule written in robnet_parity.yaml."""
     rs = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
     if key.endswith("num_batches_tracked"):
