@@ -82,7 +82,13 @@ def read_tiny_imagenet(root: Path, split: str) -> StreamedImages:
         number = {wnid: label for label, wnid in enumerate(wnids)}
         files, labels = [], []
         for line in annotations.read_text(encoding="utf-8").splitlines():
-            file, wnid = line.split("\t")[:2]
+            file, _, rest = line.partition("\t")
+            wnid = rest.partition("\t")[0]
+            if wnid not in number:
+                raise UserError(
+                    f"data set 'tiny-imagenet': '{annotations}' names class '{wnid}', which has no "
+                    f"folder in '{home / 'train'}'"
+                )
             files.append(str(home / "val" / "images" / file))
             labels.append(number[wnid])
     names = _words(home / "words.txt", wnids)

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from nni_robust.errors import UserError
-from nni_robust.store import atomic_path
-from nni_robust.training.weights import plain_tensors, read_weights
+from nni_robust.training.weights import plain_tensors, read_weights, write_tensors
 
 __all__ = ["KEEP", "clear", "load_newest", "save"]
 
@@ -45,8 +43,7 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[
     tensors = plain_tensors(tensors)
     path = folder / f"checkpoint-{step:09d}.safetensors"
     header = {"state": json.dumps(state, allow_nan=False), "crc32": str(_checksum(tensors))}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, header)
+    write_tensors(path, tensors, header)
     for old in _files(folder)[:-KEEP]:
         old.unlink()
     return path

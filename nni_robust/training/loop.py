@@ -138,7 +138,7 @@ def train(
     to it. Each device trains its part of every batch. With a hook that leaves weights unused, DDP
     has to look for them: ``"ddp_find_unused_parameters_true"``.
     """
-    # A supernet without a path cannot be asked, and a hook must not be called more than once a batch.
+    # A supernet cannot be asked before its hook has drawn a path.
     check_training(model if hook is None else None, data, recipe, threat, validate=validate)
     identity = fingerprint(model, data, recipe, threat, seed, validate=validate)
     folder = None if folder is None else Path(folder)

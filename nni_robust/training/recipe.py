@@ -190,7 +190,7 @@ class Recipe:
                 )
         if self.loss == "trades" and not self.attack.random_start:
             raise UserError(
-                "attack.random_start: false is not allowed with loss 'trades', whose inner loss has "
+                "attack.random_start: false is not allowed with loss 'trades': its inner loss has "
                 "no gradient at the clean picture"
             )
 

@@ -18,7 +18,14 @@ from torch import nn
 from nni_robust.errors import UserError
 from nni_robust.store import atomic_path
 
-__all__ = ["SAFE_TORCH", "load_weights", "plain_tensors", "read_weights", "save_weights"]
+__all__ = [
+    "SAFE_TORCH",
+    "load_weights",
+    "plain_tensors",
+    "read_weights",
+    "save_weights",
+    "write_tensors",
+]
 
 #: First torch whose restricted unpickler has no known hole.
 SAFE_TORCH = (2, 10)
@@ -54,8 +61,18 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"weights file '{path}': only the ending '.safetensors' is allowed")
+    write_tensors(path, plain_tensors(model.state_dict()), metadata or {})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write plain tensors (see :func:`plain_tensors`) and short texts in one step."""
     with atomic_path(path) as temporary:
-        save_file(plain_tensors(model.state_dict()), temporary, dict(metadata or {}))
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would let nobody but us read the file
+        save_file(dict(tensors), temporary, dict(metadata))
+        temporary.chmod(mode)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
