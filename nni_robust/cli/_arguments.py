@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from nni_robust.errors import UserError
 
 if TYPE_CHECKING:
-    from nni_robust.architecture import Architecture
     from nni_robust.threat import ThreatModel
 
 __all__ = [
     "ARCH_HELP",
     "add_data",
     "add_json",
+    "add_seed",
     "add_threads",
     "add_threat",
     "assignments",
-    "describe_weights",
+    "natural",
     "port_number",
     "positive",
     "set_threads",
@@ -32,6 +32,14 @@ __all__ = [
 ]
 
 ARCH_HELP = "a name that 'nni-robust archs' lists, or an architecture file (YAML or JSON)"
+
+
+def natural(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; a whole number from 0 is")
+    return number
 
 
 def positive(text: str) -> int:
@@ -70,6 +78,13 @@ def set_threads(args: argparse.Namespace) -> None:
         import torch
 
         torch.set_num_threads(args.threads)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """``--seed``."""
+    parser.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="of everything random (default 0)"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -153,15 +168,3 @@ def writable_folder(path: str) -> Path:
     except OSError as e:
         raise UserError(f"--out '{path}' cannot be written: {e.strerror}") from None
     return folder
-
-
-def describe_weights(architecture: Architecture, num_classes: int) -> str | None:
-    """Why a network built for `num_classes` classes starts untrained; None where it does not."""
-    if not architecture.trained:
-        return f"untrained weights: '{architecture.name}' comes without any"
-    if architecture.num_classes != num_classes:
-        return (
-            f"untrained weights: those of '{architecture.name}' are for "
-            f"{architecture.num_classes} classes, the data has {num_classes}"
-        )
-    return None

@@ -33,7 +33,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their content; columns of numbers are set to the right."""
+    """Columns as wide as their content; columns of numbers (and gaps) are set to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(header))]
     for row in (header, *rows):
@@ -45,7 +45,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _numeric(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").rstrip("%").lstrip("-").isdigit()
+    return not cell or cell.replace(",", "").replace(".", "").rstrip("%").lstrip("-").isdigit()
 
 
 def thousands(number: int) -> str:

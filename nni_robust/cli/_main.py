@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -72,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as e:
-        hint = f": {e}" if str(e) else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt:
+        again = ""
+        if hasattr(args, "resume"):
+            same = ["nni-robust", *arguments, *([] if args.resume else ["--resume"])]
+            again = f"; continue with: {shlex.join(same)}"
+        print(f"interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output left (`nni-robust archs | head`): nobody to tell.

@@ -27,14 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _code(architecture: Architecture) -> Any:
-    """The space's short code of the architecture, or None where the space has no such form."""
-    from nni_robust.registry import search_spaces
-
-    encode = getattr(search_spaces.get(architecture.space), "encode", None)
-    return encode(architecture.sample) if encode is not None else None
-
-
 def execute(args: argparse.Namespace) -> int:
     """Describe the architecture; draw it where ``-o`` asks for it."""
     if args.output and Path(args.output).suffix not in (".svg", ".png"):
@@ -43,7 +35,7 @@ def execute(args: argparse.Namespace) -> int:
 
     architecture = load_architecture(args.arch)
     about = summary(architecture) | {
-        "code": _code(architecture),
+        "code": architecture.code(),
         "space_args": dict(architecture.space_args),
         "provenance": dict(architecture.provenance),
     }

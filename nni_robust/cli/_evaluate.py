@@ -1,0 +1,131 @@
+"""``nni-robust evaluate``: clean and robust accuracy of one network."""
+
+from __future__ import annotations
+
+import argparse
+
+from nni_robust.cli._arguments import (
+    ARCH_HELP,
+    add_data,
+    add_json,
+    add_seed,
+    add_threads,
+    add_threat,
+    positive,
+    set_threads,
+    threat_of,
+)
+from nni_robust.cli._console import print_json, say
+
+__all__ = ["add_arguments", "add_attacks", "execute", "names"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.description = (
+        "Attack a network and print the share of pictures that it classifies correctly. "
+        "A picture that is misclassified without an attack counts as broken under every attack."
+    )
+    parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
+    add_data(parser)
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="which pictures (default test; a search decides on validation)",
+    )
+    add_attacks(parser)
+    add_threat(parser)
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights of the network (.safetensors, .pt, .pth) in place of the architecture's own",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:1, …"
+    )
+    add_threads(parser)
+    add_seed(parser)
+    add_json(parser)
+
+
+def add_attacks(parser: argparse.ArgumentParser) -> None:
+    """``--attacks``, ``--limit`` and ``--batch-size``, as ``train --evaluate`` has them too."""
+    parser.add_argument(
+        "--attacks",
+        default="fgsm,pgd20",
+        metavar="LIST",
+        help="names with commas between them, such as fgsm,pgd20,torchattacks:CW; the number is "
+        "that of the steps (default fgsm,pgd20)",
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="attack only the first N pictures"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)"
+    )
+
+
+def names(text: str) -> list[str]:
+    """``"fgsm, pgd20"`` -> ``["fgsm", "pgd20"]``; empty for clean accuracy alone."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Attack, count, print."""
+    threat = threat_of(args)
+    from nni_robust.architecture import load_architecture
+    from nni_robust.attacks import attack_from_spec
+    from nni_robust.cli._network import (
+        attack_and_count,
+        build_network,
+        find_device,
+        print_accuracies,
+        threat_json,
+    )
+    from nni_robust.data import load_dataset
+
+    set_threads(args)
+    device = find_device(args.device)
+    attacks = names(args.attacks)
+    for name in attacks:  # a wrong name is told before the data is read
+        attack_from_spec(name, threat)
+    architecture = load_architecture(args.arch)
+    data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
+    images = data.test if args.split == "test" else data.validation
+    network = build_network(architecture, data, seed=args.seed, weights=args.weights).to(device)
+    trained = args.weights is not None or architecture.trained
+    if not trained:
+        say(
+            f"untrained weights: '{architecture.name}' comes without any; --weights FILE gives some"
+        )
+    result = attack_and_count(
+        network,
+        images,
+        attacks,
+        threat,
+        batch_size=args.batch_size,
+        device=device,
+        limit=args.limit,
+        seed=args.seed,
+    )
+    if args.json:
+        print_json(
+            {
+                "architecture": architecture.name,
+                "trained": trained,
+                "dataset": data.name,
+                "split": args.split,
+                "pictures": result.n,
+                "threat": threat_json(threat),
+                "seed": args.seed,
+                "metrics": result.metrics(),
+                "all_attacks": result.worst,
+                "seconds": result.seconds,
+            }
+        )
+        return 0
+    state = "" if trained else " (untrained weights)"
+    print(f"{architecture.name}{state}, {result.n} {args.split} pictures of {data.name}, {threat}")
+    print_accuracies(result)
+    return 0

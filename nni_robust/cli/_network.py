@@ -1,0 +1,128 @@
+"""From an architecture and data to a network with its weights, and how it does under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nni_robust.cli._console import print_table, progress
+from nni_robust.errors import UserError
+from nni_robust.evaluation import Evaluation, NonFiniteOutput, evaluate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nni_robust.architecture import Architecture
+    from nni_robust.data import DataSplits, Images
+    from nni_robust.threat import ThreatModel
+
+__all__ = ["attack_and_count", "build_network", "find_device", "print_accuracies", "threat_json"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`; ``"auto"`` is a GPU where there is one.
+
+    Raises
+    ------
+    UserError
+        If torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"--device '{name}' cannot be used here: {reason}") from None
+    return device
+
+
+def build_network(
+    architecture: Architecture,
+    data: DataSplits,
+    *,
+    seed: int,
+    weights: str | None = None,
+    pretrained: bool = True,
+) -> nn.Module:
+    """The network for the data's classes; fresh weights depend on the seed.
+
+    Parameters
+    ----------
+    architecture, data
+        What to build, and for which classes and pictures.
+    seed
+        Of fresh weights.
+    weights
+        File of weights to load in place of the architecture's own.
+    pretrained
+        Load the architecture's own weights, if it has any.
+
+    Raises
+    ------
+    UserError
+        If weights do not fit, or the network does not take pictures of that size.
+    """
+    torch.manual_seed(seed)
+    network = architecture.build(data.num_classes, pretrained=pretrained and weights is None)
+    if weights is not None:
+        from nni_robust.training import load_weights
+
+        load_weights(network, weights)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *data.input_shape))
+    except (RuntimeError, ValueError) as e:
+        shape = "×".join(map(str, data.input_shape))
+        raise UserError(
+            f"'{architecture.name}' does not take the pictures of '{data.name}' ({shape}): "
+            f"{str(e).splitlines()[0]}"
+        ) from None
+    return network.train(training)
+
+
+def attack_and_count(
+    network: nn.Module,
+    images: Images,
+    attacks: Sequence[str],
+    threat: ThreatModel,
+    **settings: Any,
+) -> Evaluation:
+    """:func:`nni_robust.evaluate` with a progress bar on a terminal.
+
+    Raises
+    ------
+    UserError
+        As there, and if the network's output is not finite.
+    """
+    total = min(len(images), settings.get("limit") or len(images)) * (1 + len(attacks))
+    done: dict[str, int] = {}
+    with progress("attacking", total) as advance:
+
+        def report(pictures: int, of: int | None, stage: str) -> None:
+            done[stage] = pictures
+            advance(sum(done.values()))
+
+        try:
+            return evaluate(network, images, attacks, threat=threat, progress=report, **settings)
+        except NonFiniteOutput as e:
+            raise UserError(f"{e}, so no accuracy can be measured") from None
+
+
+def print_accuracies(result: Evaluation) -> None:
+    """One line per attack; with several, also the share that withstands all of them."""
+    rows = [["clean", f"{result.clean:.2%}", ""]]
+    rows += [[key, f"{a.accuracy:.2%}", f"{a.seconds:.1f}"] for key, a in result.attacks.items()]
+    if len(result.attacks) > 1:
+        rows.append(["all attacks", f"{result.worst:.2%}", f"{result.seconds:.1f}"])
+    print_table(["attack", "accuracy", "seconds"], rows)
+
+
+def threat_json(threat: ThreatModel) -> dict[str, Any]:
+    """``{"norm": "linf", "eps": 0.0314}``."""
+    return {"norm": threat.norm, "eps": threat.eps}

@@ -1,0 +1,213 @@
+"""``nni-robust train``: adversarial training of one architecture."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_robust.cli._arguments import (
+    ARCH_HELP,
+    add_data,
+    add_json,
+    add_seed,
+    add_threads,
+    add_threat,
+    assignments,
+    set_threads,
+    threat_of,
+    writable_folder,
+)
+from nni_robust.cli._console import print_json, progress, say
+from nni_robust.cli._evaluate import add_attacks, names
+from nni_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from nni_robust.architecture import Architecture
+    from nni_robust.data import DataSplits
+    from nni_robust.threat import ThreatModel
+    from nni_robust.training import EpochRecord, Recipe
+
+__all__ = ["add_arguments", "execute"]
+
+#: What only a folder that this verb used before holds.
+_TRACES = ("architecture.yaml", "result.json", "checkpoint-*.safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.description = (
+        "Train an architecture from fresh weights, for the data's classes. Into DIR go "
+        "architecture.yaml (what 'evaluate' takes), weights.safetensors, result.json with the "
+        "curves, and checkpoints until it is done. The test pictures are opened only by --evaluate."
+    )
+    parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the same training in its folder"
+    )
+    add_data(parser)
+    add_threat(parser)
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="YAML file of training settings (default: PGD-10, Madry)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one training setting, such as epochs=20 or attack.steps=7; may be repeated",
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="attack the result on the test pictures at the end"
+    )
+    add_attacks(parser)
+    add_threads(parser)
+    add_seed(parser)
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Check everything, train, save, and attack the result where that was asked for."""
+    threat, settings = threat_of(args), _settings(args)
+    from nni_robust.architecture import load_architecture
+    from nni_robust.attacks import attack_from_spec
+    from nni_robust.cli._network import build_network
+    from nni_robust.config import parse
+    from nni_robust.data import load_dataset
+    from nni_robust.training import Recipe, TrainingDiverged, train
+
+    set_threads(args)
+    recipe = parse(Recipe, settings, "recipe")
+    for name in names(args.attacks):
+        attack_from_spec(name, threat)
+    architecture = load_architecture(args.arch)
+    # A folder without test pictures is told now, not after the training.
+    data = load_dataset(args.dataset, root=args.root, test=args.evaluate)
+    network = build_network(architecture, data, seed=args.seed, pretrained=False)
+    folder = _folder(args)
+    line = say if args.json else print
+    with progress("training", recipe.epochs) as advance:
+
+        def on_epoch(record: EpochRecord) -> None:
+            advance(record.epoch)
+            line(_epoch_line(record, recipe.epochs))
+
+        try:
+            result = train(
+                network, data, recipe, threat, folder=folder, seed=args.seed, on_epoch=on_epoch
+            )
+        except TrainingDiverged as e:
+            say(f"error: {e}")
+            return 1
+    if not _is_first_process():
+        return 0
+    trained = _trained(architecture, data, threat, recipe, folder, args.seed)
+    trained.save(folder / "architecture.yaml")
+    outcome = {
+        "folder": str(folder),
+        "architecture": str(folder / "architecture.yaml"),
+        "history": [dataclasses.asdict(record) for record in result.history],
+        "seconds": result.seconds,
+    }
+    line(f"saved {folder / 'architecture.yaml'} and its weights")
+    if args.evaluate:
+        outcome["test"] = _test(args, result.model, data, threat)
+    if args.json:
+        print_json(outcome)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's file with the ``--set`` changes laid over it."""
+    from nni_robust.config import read_yaml
+
+    settings = read_yaml(args.recipe) if args.recipe else {}
+    return _overlaid(settings, assignments(args.overrides))
+
+
+def _overlaid(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            value = _overlaid(old, value)
+        merged[key] = value
+    return merged
+
+
+def _is_first_process() -> bool:
+    """Whether this is not one of the copies of the program that Fabric's ``ddp`` starts."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    folder = writable_folder(args.out)
+    used = any(any(folder.glob(trace)) for trace in _TRACES)
+    if used and not args.resume and _is_first_process():
+        raise UserError(
+            f"--out '{args.out}' holds a training; add --resume to continue it, or choose another"
+        )
+    if args.resume and not used:
+        raise UserError(f"nothing to resume: '{args.out}' holds no training")
+    return folder
+
+
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    accuracies = {
+        "train robust": record.train_robust,
+        "validation clean": record.val_clean,
+        "validation robust": record.val_robust,
+    }
+    shown = [f"{name} {value:.2%}" for name, value in accuracies.items() if value is not None]
+    width = len(str(epochs))
+    return (
+        f"epoch {record.epoch:>{width}}/{epochs}  loss {record.loss:.4f}  lr {record.lr:.4g}  "
+        f"{'  '.join(shown)}  {record.seconds:.1f} s"
+    )
+
+
+def _trained(
+    architecture: Architecture,
+    data: DataSplits,
+    threat: ThreatModel,
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+) -> Architecture:
+    """The same architecture with the new weights, and a note on what they are."""
+    note = (
+        f"Weights: {recipe.epochs} epochs of '{recipe.loss}' on {data.name} against {threat}, "
+        f"seed {seed}, by nni-robust train."
+    )
+    before = architecture.provenance.get("note")
+    return dataclasses.replace(
+        architecture,
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+        weights=folder / "weights.safetensors",
+        provenance={**architecture.provenance, "note": f"{before} {note}" if before else note},
+    )
+
+
+def _test(
+    args: argparse.Namespace, network: Any, data: DataSplits, threat: ThreatModel
+) -> dict[str, Any]:
+    from nni_robust.cli._network import attack_and_count, print_accuracies
+
+    result = attack_and_count(
+        network,
+        data.test,
+        names(args.attacks),
+        threat,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        seed=args.seed,
+    )
+    if not args.json:
+        print(f"{result.n} test pictures of {data.name}, {threat}")
+        print_accuracies(result)
+    return {"pictures": result.n, "metrics": result.metrics()}
