@@ -78,7 +78,7 @@ def spread(
 
 def apart(wish: list[float], force: list[float], heights: list[float], gap: float) -> list[float]:
     """The positions nearest to `wish` (squares weighted by `force`), from the top, `gap` apart."""
-    offsets = [0.0]
+    offsets = [0.0] if wish else []
     for upper, lower in itertools.pairwise(heights):
         offsets.append(offsets[-1] + (upper + lower) / 2 + gap)
     # With the gaps taken out, the order is "not increasing": pool adjacent violators.

@@ -92,7 +92,8 @@ def draw_cells(
     Raises
     ------
     ValueError
-        If there is no cell, a cell has no nodes, or an edge names an unknown node or runs against the nodes' order.
+        If there is no cell or node, or an edge names an unknown node or runs against the order of
+        the nodes.
     """
     if not graphs:
         raise ValueError("there is no cell to draw")
@@ -109,8 +110,10 @@ def draw_cells(
     height = max(layout.extent[3] - layout.extent[2] for layout in layouts) + 0.55
     rows = -(-len(graphs) // columns)
     total_width = max(columns * width, 4.0)
-    handles = _handles(styles)
-    widest = max(_width(str(handle.get_label()), 8) for handle in handles) + 0.85
+    handles = _handles(
+        styles, any("" in ops for picture in pictures for ops in picture.edges.values())
+    )
+    widest = max((_width(str(h.get_label()), 8) for h in handles), default=0.0) + 0.85
     across = max(1, min(len(handles), int(total_width / widest)))
     heading, legend = (0.4 if title else 0.0), 0.2 + 0.18 * -(-len(handles) // across)
     total_height = rows * height + heading + legend
@@ -339,18 +342,11 @@ def _draw_box(
     )
 
 
-def _handles(styles: dict[str, Style]) -> list[Line2D]:
-    return [
-        *(
-            Line2D(
-                [],
-                [],
-                color=colour,
-                linestyle=style,
-                linewidth=1.8,
-                label=operation_name(operation),
-            )
-            for operation, (colour, style) in styles.items()
-        ),
-        Line2D([], [], color=PASS_ON[0], linewidth=1.0, label="passed on"),
+def _handles(styles: dict[str, Style], passes_on: bool) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=colour, linestyle=style, linewidth=1.8, label=operation_name(op))
+        for op, (colour, style) in styles.items()
     ]
+    if passes_on:
+        handles.append(Line2D([], [], color=PASS_ON[0], linewidth=1.0, label="passed on"))
+    return handles
