@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from .darts import DartsNetwork, DartsSpace, Genotype, canonical_form, isomorphic
 from .robnet import RobNet, RobNetSpace
+from .wide_resnet import WideResNet, WideResNetConfig, WideResNetSpace
 
-__all__ = ["RobNet", "RobNetSpace"]
+__all__ = [
+    "DartsNetwork",
+    "DartsSpace",
+    "Genotype",
+    "RobNet",
+    "RobNetSpace",
+    "WideResNet",
+    "WideResNetConfig",
+    "WideResNetSpace",
+    "canonical_form",
+    "isomorphic",
+]
