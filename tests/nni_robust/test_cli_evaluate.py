@@ -1,0 +1,132 @@
+"""``evaluate``: its figures are those of the network, its refusals come before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_robust import load_architecture
+from nni_robust.cli import main
+from nni_robust.data import load_dataset
+from nni_robust.training import save_weights
+
+TINY = """
+format: nni-robust/architecture/1
+name: tiny
+space: robnet
+space_args: {init_channels: 4, cells: 3}
+code: "33123210120232"
+num_classes: 10
+input_shape: [3, 8, 8]
+provenance: {kind: found, source: written by hand}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["evaluate", *argv, "--json"]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def accuracy(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    network.eval()
+    with torch.no_grad():
+        return (network(x).argmax(1) == y).double().mean().item()
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_clean_accuracy_is_the_networks(
+    split: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = evaluated(
+        capsys, tiny, "--limit", "100", "--attacks", "fgsm", "--seed", "3", "--split", split
+    )
+    torch.manual_seed(3)
+    network = load_architecture(tiny).build(10)
+    data = load_dataset("digits", test=True)
+    images = data.test if split == "test" else data.validation
+    (batch,) = images.head(100).batches(100)
+    assert answer["metrics"]["clean"] == accuracy(network, *batch)
+    assert answer["metrics"].keys() == {"clean", "fgsm@8/255"}
+    assert answer["pictures"] == 100
+    assert answer["trained"] is False
+    assert answer["threat"] == {"norm": "linf", "eps": 8 / 255}
+
+
+def test_weights_from_a_file(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(11)
+    network = load_architecture(tiny).build(10)
+    save_weights(network, tmp_path / "w.safetensors")
+    weights = str(tmp_path / "w.safetensors")
+    answer = evaluated(capsys, tiny, "--limit", "64", "--attacks", "", "--weights", weights)
+    (batch,) = load_dataset("digits", test=True).test.head(64).batches(64)
+    assert answer["metrics"] == {"clean": accuracy(network, *batch)}
+    assert answer["trained"] is True
+
+
+def test_eps_0_is_clean(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (tiny, "--limit", "50", "--attacks", "fgsm, pgd2", "--eps", "0", "--norm", "l2")
+    metrics = evaluated(capsys, *argv)["metrics"]
+    assert len(metrics) == 3
+    assert len(set(metrics.values())) == 1
+
+
+def test_untrained_weights_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        "evaluate",
+        "robnet-small",
+        "--dataset",
+        "digits",
+        "--attacks",
+        "fgsm,pgd20",
+        "--limit",
+        "8",
+    ]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert "untrained weights" in captured.err
+    lines = captured.out.splitlines()
+    assert lines[0].startswith("robnet-small (untrained weights), 8 test pictures of digits")
+    assert [line.split()[0] for line in lines[2:]] == ["clean", "fgsm@8/255", "pgd20@8/255", "all"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--eps", "2"], "threat.eps: 2"),
+        (["--eps", "much"], "threat.eps: 'much'"),
+        (["--norm", "l1"], "threat.norm: 'l1'"),
+        (["--attacks", "pdg20"], "did you mean 'pgd'?"),
+        (["--attacks", "fgsm,fgsm"], "two attacks"),
+        (["--dataset", "digit"], "did you mean 'digits'?"),
+        (["--dataset", "cifar10", "--root", "/no/such/folder"], "/no/such/folder"),
+        (["--weights", "no.safetensors"], "no weights file 'no.safetensors'"),
+        (["--device", "warp"], "--device 'warp'"),
+    ],
+)
+def test_refusals(
+    argv: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", tiny, *argv]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert captured.out == ""
+
+
+def test_pictures_that_a_network_does_not_take(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "robnet-large-imagenet", "--limit", "2"]) == 2
+    assert "'robnet-large-imagenet' does not take the pictures of 'digits' (3×8×8)" in (
+        capsys.readouterr().err
+    )

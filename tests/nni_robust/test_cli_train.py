@@ -1,0 +1,146 @@
+"""``train``: what it leaves behind, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nni_robust import load_architecture
+from nni_robust.cli import main
+
+ARCHITECTURE = """
+format: nni-robust/architecture/1
+name: tiny
+space: robnet
+space_args: {init_channels: 4, cells: 3}
+code: "00000000000000"
+num_classes: 7
+provenance: {kind: found, source: written by hand, note: Only the preprocessing is left.}
+"""
+RECIPE = """
+epochs: 2
+batch_size: 512
+lr: 0.05
+validation_limit: 32
+validation_attack: fgsm
+attack: {steps: 2}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+TRAIN = ["train", "tiny.yaml", "--out", "run", "--recipe", "recipe.yaml", "--eps", "0.1"]
+
+
+def test_train_leaves_an_architecture_that_evaluate_takes(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = ["--attacks", "fgsm", "--limit", "64"]
+    assert main([*TRAIN, "--set", "attack.steps=1", "--evaluate", "--json", *test]) == 0
+    captured = capsys.readouterr()
+    outcome: dict[str, Any] = json.loads(captured.out)
+    assert [record["epoch"] for record in outcome["history"]] == [1, 2]
+    assert "epoch 2/2  loss " in captured.err
+    assert json.loads((files / "run/result.json").read_text())["history"] == outcome["history"]
+
+    trained = load_architecture(files / "run/architecture.yaml")
+    assert trained.trained
+    assert (trained.num_classes, trained.input_shape) == (10, (3, 8, 8))
+    assert trained.provenance["note"].startswith(
+        "Only the preprocessing is left. Weights: 2 epochs"
+    )
+    recipe = json.loads((files / "run/result.json").read_text())["training"]["recipe"]
+    assert (recipe["attack"]["steps"], recipe["batch_size"]) == (1, 512)
+
+    (files / "run").rename(files / "moved")  # the file names its weights relative to itself
+    argv = ["evaluate", "moved/architecture.yaml", "--eps", "0.1", "--json", *test]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["metrics"] == outcome["test"]["metrics"]
+    assert captured.err == ""
+
+
+def test_resume_needs_to_be_asked_for(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [*TRAIN, "--set", "epochs=1"]
+    assert main([*short, "--resume"]) == 2
+    assert "nothing to resume: 'run'" in capsys.readouterr().err
+    assert main(short) == 0
+    before = (files / "run/weights.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(short) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert main([*short, "--resume"]) == 0  # finished already: nothing is done again
+    assert "epoch" not in capsys.readouterr().out
+    assert (files / "run/weights.safetensors").read_bytes() == before
+    assert main([*short, "--resume", "--seed", "1"]) == 2
+    assert "seed was 0, now it is 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_and_resume(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*TRAIN, "--set", "epochs=20", "--set", "validation_attack=null"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nni_robust", *argv],
+        cwd=files,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert first.startswith("epoch  1/20")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == (
+        "interrupted; continue with: nni-robust train tiny.yaml --out run --recipe recipe.yaml "
+        "--eps 0.1 --set epochs=20 --set validation_attack=null --resume"
+    )
+    done = 1 + sum(line.startswith("epoch") for line in out.splitlines())
+    assert main([*argv, "--resume"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    numbers = [int(line.split("/")[0].removeprefix("epoch")) for line in lines]
+    # The checkpoint precedes the line, so an epoch may be done without having been printed.
+    assert numbers in (list(range(done + 1, 21)), list(range(done + 2, 21)))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "epochs=zero"], "recipe.epochs: 'zero'"),
+        (["--set", "batch_size=5000"], "batch_size: 5000"),
+        (["--set", "attack.step=3"], "unknown key 'step' in recipe.attack"),
+        (["--recipe", "missing.yaml"], "no file 'missing.yaml'"),
+        (["--out", "tiny.yaml"], "--out 'tiny.yaml' cannot be written"),
+        (["--out", "tiny.yaml/below"], "cannot be written"),
+        (["--attacks", "nonsense"], "unknown attack 'nonsense'"),
+        (["--norm", "l1"], "threat.norm"),
+    ],
+)
+def test_refusals(
+    argv: list[str], message: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TRAIN, *argv]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_divergence_stops_clearly(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--set", "lr=1e30", "--set", "schedule=constant"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: training diverged")
+    assert "lower lr" in error
