@@ -29,6 +29,8 @@ from nni_robust.trial import StoredEvaluator, default_device, report_epoch
 
 __all__ = ["AdversarialTraining"]
 
+_RECIPE_DEFAULTS: Mapping[str, Any] = {}
+
 
 @nni.trace
 class AdversarialTraining(StoredEvaluator):
@@ -43,7 +45,7 @@ class AdversarialTraining(StoredEvaluator):
     task
         Settings of a :class:`nni_robust.task.Task`: data, threat, split.
     train
-        Settings of a :class:`nni_robust.training.Recipe`; ``epochs: 0`` only attacks.
+        Settings of a :class:`nni_robust.training.Recipe`; None does not train, only attacks.
     attacks
         Attacks that score the network, such as ``["fgsm", "pgd20"]``.
     score_limit
@@ -70,7 +72,7 @@ class AdversarialTraining(StoredEvaluator):
         self,
         *,
         task: Mapping[str, Any] | None = None,
-        train: Mapping[str, Any] | None = None,
+        train: Mapping[str, Any] | None = _RECIPE_DEFAULTS,
         attacks: Sequence[Any] = ("pgd20",),
         score_limit: int | None = None,
         recalibrate_batches: int = 8,
@@ -82,7 +84,7 @@ class AdversarialTraining(StoredEvaluator):
         eps_values: Sequence[float] = (),
     ) -> None:
         self.task = parse(Task, task, "task")
-        self.recipe = _recipe(train)
+        self.recipe = None if train is None else parse(Recipe, train, "evaluator.train")
         self.attacks = list(attacks)
         if not self.attacks:
             raise UserError("evaluator.attacks: at least one attack is needed, such as pgd20")
@@ -103,7 +105,7 @@ class AdversarialTraining(StoredEvaluator):
         """See :class:`nni_robust.trial.StoredEvaluator`."""
         return {
             "task": as_mapping(self.task),
-            "train": as_mapping(self.recipe),
+            "train": None if self.recipe is None else as_mapping(self.recipe),
             "attacks": self.attacks,
             "score_limit": self.score_limit,
             "recalibrate_batches": self.recalibrate_batches,
@@ -142,13 +144,14 @@ class AdversarialTraining(StoredEvaluator):
         if self.supernet is not None and self.recalibrate_batches:
             recalibrate_bn(
                 network,
-                data,
+                data.train,
                 batches=self.recalibrate_batches,
-                batch_size=self.recipe.batch_size,
+                batch_size=min(len(data.train), (self.recipe or Recipe()).batch_size),
+                seed=self.seed,
             )
         history: list[dict[str, Any]] = []
         seconds = 0.0
-        if self.recipe.epochs:
+        if self.recipe is not None:
             result = train(
                 network,
                 data,
@@ -196,10 +199,6 @@ class AdversarialTraining(StoredEvaluator):
         if folder is not None:
             save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
         return record
-
-
-def _recipe(train: Mapping[str, Any] | None) -> Recipe:
-    return parse(Recipe, train, "evaluator.train")
 
 
 def _report(record: EpochRecord) -> None:

@@ -21,7 +21,7 @@ from nni_robust.errors import UserError
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import draw_distinct
-from nni_robust.store import Store, read_json, read_records, write_json
+from nni_robust.store import Store, read_records, write_json
 
 from .schema import Experiment
 
@@ -131,8 +131,7 @@ def finish(
         record = store.result(key)
         if model.status != ModelStatus.Trained or record is None:
             if label == "best":
-                error = store.folder(key) / "error.json"
-                why = read_json(error)["error"] if error.is_file() else "see the trial's log"
+                why = store.failure(key) or "see the trial's log in NNI's web UI"
                 raise UserError(f"the final training of the best architecture failed: {why}")
             networks.append({"label": label, "metrics": {}, "note": f"{note}; its training failed"})
             continue

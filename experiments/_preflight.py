@@ -45,7 +45,7 @@ def preflight(experiment: Experiment) -> DataSplits:
     strategy = build_strategy(experiment)
     recipes["strategy.supernet"] = getattr(strategy, "recipe", None)
     for where, recipe in recipes.items():
-        if recipe is not None and recipe.epochs and recipe.batch_size > len(data.train):
+        if recipe is not None and recipe.batch_size > len(data.train):
             raise UserError(
                 f"{where}.batch_size: {recipe.batch_size} is larger than the {len(data.train)} training "
                 f"pictures of {data.name}"

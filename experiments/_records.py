@@ -9,7 +9,7 @@ from typing import Any
 from nni.nas.space import ModelStatus
 
 from nni_robust.nni_adapter.spaces import summary
-from nni_robust.store import Store, append_record, read_json, read_records
+from nni_robust.store import Store, append_record, read_records
 
 __all__ = ["Recorder"]
 
@@ -74,10 +74,8 @@ class Recorder:
         self.report(_line(record, self.total))
 
     def _error(self, key: str | None) -> str:
-        path = self.store.folder(key) / "error.json" if key else None
-        if path is None or not path.is_file():
-            return "the trial ended without a result; its log is in NNI's web UI"
-        return str(read_json(path)["error"])
+        why = self.store.failure(key) if key else None
+        return why or "the trial ended without a result; its log is in NNI's web UI"
 
 
 def _line(record: dict[str, Any], total: int | None) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from nni_robust import registry
 from nni_robust.config import as_mapping, parse, read_yaml, strict
+from nni_robust.data import absolute_task
 from nni_robust.errors import UserError, nearest
 from nni_robust.task import Task
 from nni_robust.training import Recipe
@@ -180,7 +181,11 @@ def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experimen
     raw = read_yaml(path)
     for override in overrides:
         _override(raw, override)
-    return _check(raw, path.stem)
+    settings = _check(raw, path.stem)
+    # Trials start in another directory: relative folders must mean the same there.
+    task = absolute_task(settings.task)
+    folder = task.root or task.dataset.partition(":")[2]
+    return dataclasses.replace(settings, task=task) if Path(folder).exists() else settings
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -225,7 +230,11 @@ def _check(raw: Mapping[str, Any], stem: str) -> Experiment:
 
 
 #: Arguments that the runner gives; a file must not.
-_GIVEN = {"num_classes", "task", "store", "supernet", "phase", "split", "eps_values"}
+_GIVEN: dict[str, tuple[str, ...]] = {
+    "space": ("num_classes",),
+    "strategy": (),
+    "evaluator": ("task", "store", "supernet", "phase", "split", "eps_values"),
+}
 
 
 def _part(section: str, value: Any) -> Part:
@@ -243,8 +252,8 @@ def _part(section: str, value: Any) -> Part:
     allowed = parameters(known.get(name))
     if allowed is not None:
         for key in arguments:
-            if key not in allowed or key in _GIVEN:
-                usable = [a for a in allowed if a not in _GIVEN]
+            usable = [a for a in allowed if a not in _GIVEN[section]]
+            if key not in usable:
                 raise UserError(
                     f"unknown key '{key}' in {section} '{name}'{nearest(key, usable)} "
                     f"(allowed: {', '.join(['name', *usable])})"

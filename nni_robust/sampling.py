@@ -94,7 +94,7 @@ def draw_distinct(
             misses += 1
             if misses >= patience:
                 raise UserError(
-                    f"only {len(found)} of {number} candidates found in {patience} draws in a row: the space "
-                    "or the budget (max_params, max_macs) allows no more"
+                    f"only {len(found)} of {number} candidates can be found: {patience} draws in a row gave no "
+                    "new one that the space and the bounds (strategy.require) allow"
                 )
     return found

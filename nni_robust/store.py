@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,11 @@ class Store:
         path = self.folder(key) / "record.json"
         return read_json(path) if path.is_file() else None
 
+    def failure(self, key: str) -> str | None:
+        """Why the last computation under `key` failed, or None where that is not known."""
+        path = self.folder(key) / "error.json"
+        return str(read_json(path)["error"]) if path.is_file() else None
+
     def once(self, key: str, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Return the result stored under `key`; compute and store it where there is none.
 
@@ -173,7 +179,14 @@ class Store:
             known = self.result(key)
             if known is None:
                 start = time.monotonic()
-                known = compute(folder)
+                try:
+                    known = compute(folder)
+                except Exception as e:
+                    # Another process may wait for the result; this file tells it why there is none.
+                    why = {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()}
+                    write_json(folder / "error.json", why)
+                    raise
                 known.setdefault("wall_seconds", round(time.monotonic() - start, 3))
                 write_json(folder / "record.json", known)
+                (folder / "error.json").unlink(missing_ok=True)
             return known

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import nni
 from nni.nas.evaluator import Evaluator
 
 from nni_robust.nni_adapter.spaces import space_class
-from nni_robust.store import Store, content_key, write_json
+from nni_robust.store import Store, content_key
 
 __all__ = ["StoredEvaluator", "default_device", "report_epoch"]
 
@@ -96,16 +95,7 @@ class StoredEvaluator(Evaluator):
 
     def _kept(self, model: Any, key: str) -> Callable[[Path], dict[str, Any]]:
         def compute(folder: Path) -> dict[str, Any]:
-            try:
-                record = self.measure(model, folder)
-            except Exception as e:
-                # The searching process is told by NNI only that the trial failed; this file tells why.
-                write_json(
-                    folder / "error.json",
-                    {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()},
-                )
-                raise
-            (folder / "error.json").unlink(missing_ok=True)
+            record = self.measure(model, folder)
             return {
                 "phase": self.phase,
                 "key": key,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import nni
+import numpy as np
 
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
-from nni_robust.supernet import PathSampler, build_supernet
+from nni_robust.sampling import draw
+from nni_robust.supernet import PathSampler, build_supernet, set_path
 from nni_robust.task import Task
 from nni_robust.training import EpochRecord, Recipe, train
 from nni_robust.training.weights import save_weights
@@ -74,6 +76,7 @@ class SupernetTraining(StoredEvaluator):
         mutables = space.simplify()
         prior = None if self.uniform else getattr(space, "sampling_weights", None)
         supernet = build_supernet(space).to(default_device())
+        set_path(supernet, draw(mutables, np.random.RandomState(self.seed)))
         result = train(
             supernet,
             load_task(self.task),

@@ -16,7 +16,8 @@ an evaluator setting turns off.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ from nni.nas.strategy import Strategy
 
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
-from nni_robust.errors import UserError
+from nni_robust.errors import UserError, nearest
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.nni_adapter.waiting import wait_for
-from nni_robust.sampling import Sample, draw_distinct
+from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
 from nni_robust.training import Recipe
 
@@ -56,9 +57,10 @@ class RobustOneShot(Strategy):
     uniform
         Draw choices with equal probability instead of the space's prior (RobNet's prior keeps each
         operation with probability 0.7).
-    max_params, max_macs
-        Budget of a candidate; no drawn candidate exceeds it. An impossible budget is refused before any
-        training.
+    require
+        Bounds that every candidate keeps: a name to ``[lowest, highest]``, null for no bound. Names are
+        ``params`` and ``macs`` (for one picture of the task) and whatever the space's ``attributes(sample)``
+        gives, such as RobNet's ``density`` or ``convs``. Impossible bounds are refused before any training.
     seed
         Seed of candidates and supernet.
     """
@@ -69,8 +71,7 @@ class RobustOneShot(Strategy):
         candidates: int = 50,
         supernet: Mapping[str, Any] | None = None,
         uniform: bool = False,
-        max_params: int | None = None,
-        max_macs: int | None = None,
+        require: Mapping[str, Sequence[float | None]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class RobustOneShot(Strategy):
             raise UserError(f"strategy.candidates: {candidates} is not allowed; at least 1 is")
         self.candidates, self.uniform, self.seed = candidates, uniform, seed
         self.recipe = None if supernet is None else parse(Recipe, supernet, "strategy.supernet")
-        self.max_params, self.max_macs = max_params, max_macs
+        self.require = _bounds(require or {})
         self.samples: list[Sample] = []
         self.scores: dict[int, float] = {}
         self._models: dict[int, Any] = {}  # the engine keeps weak references only
@@ -101,6 +102,8 @@ class RobustOneShot(Strategy):
                 )
         if evaluator.store is None:
             raise UserError("strategy robust-one-shot needs an evaluator with a store folder")
+        if (self.recipe or evaluator.recipe) is None:
+            raise UserError("strategy.supernet is missing: neither it nor evaluator.train says how to train")
         self._draw_candidates(model_space)
         engine.register_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
         return model_space
@@ -118,37 +121,50 @@ class RobustOneShot(Strategy):
             space = space_class(model_space)(
                 *model_space.model.trace_args, **model_space.model.trace_kwargs
             )
-        affordable = self._budget_rule(space, model_space.evaluator)
         evaluator_choices = getattr(model_space.evaluator, "simplify", dict)()
         mutables = {
             label: m
             for label, m in {**model_space.mutables, **evaluator_choices}.items()
             if not isinstance(m, MutableAnnotation)
         }
+        keeps = self._rule(space, mutables, model_space.evaluator)
         self.samples = draw_distinct(
             self.candidates,
             mutables,
             np.random.RandomState(self.seed),
             weights=None if self.uniform else getattr(space, "sampling_weights", None),
-            accept=lambda sample: model_space.contains(sample) and affordable(sample),
+            accept=lambda sample: model_space.contains(sample) and keeps(sample),
         )
 
-    def _budget_rule(self, space: Any, evaluator: Any) -> Callable[[Sample], bool]:
-        if self.max_params is None and self.max_macs is None:
+    def _rule(self, space: Any, mutables: Any, evaluator: Any) -> Callable[[Sample], bool]:
+        """Whether a sample keeps the bounds of `require`."""
+        if not self.require:
             return lambda sample: True
-        if not hasattr(space, "cost"):
-            raise UserError(
-                f"strategy.max_params, max_macs: space {type(space).__name__} has no cost() to hold them to"
-            )
         shape = load_task(evaluator.task).input_shape
+        costs = {"params", "macs"} if hasattr(space, "cost") else set()
 
-        def affordable(sample: Sample) -> bool:
-            cost = space.cost(sample, shape)
-            return (self.max_params is None or cost.params <= self.max_params) and (
-                self.max_macs is None or cost.macs <= self.max_macs
+        def measured(sample: Sample) -> dict[str, float]:
+            values = dict(space.attributes(sample)) if hasattr(space, "attributes") else {}
+            if costs & set(self.require):
+                cost = space.cost(sample, shape)
+                values.update(params=cost.params, macs=cost.macs)
+            return values
+
+        known = sorted({*measured(draw(mutables, np.random.RandomState(0))), *costs})
+        for name in self.require:
+            if name not in known:
+                raise UserError(
+                    f"unknown key '{name}' in strategy.require{nearest(name, known)} (allowed for space "
+                    f"{type(space).__name__}: {', '.join(known) or 'none'})"
+                )
+
+        def keeps(sample: Sample) -> bool:
+            values = measured(sample)
+            return all(
+                low <= values[name] <= high for name, (low, high) in self.require.items()
             )
 
-        return affordable
+        return keeps
 
     def _run(self) -> None:
         supernet = self._train_supernet()
@@ -181,8 +197,7 @@ class RobustOneShot(Strategy):
         wait_for(self.engine, list(self._models.values()))
         key = training.key(model)
         if model.status != ModelStatus.Trained:
-            error = Store(evaluator.store).folder(key) / "error.json"
-            why = error.read_text() if error.is_file() else "see the trial's log in NNI's web UI"
+            why = Store(evaluator.store).failure(key) or "see the trial's log in NNI's web UI"
             raise UserError(f"the supernet's training failed: {why}")
         return key
 
@@ -210,3 +225,24 @@ class RobustOneShot(Strategy):
         """Go on from :meth:`state_dict`: the same candidates, without those already scored."""
         self.samples = list(state_dict["samples"])
         self.scores = {int(i): float(s) for i, s in state_dict["scores"].items()}
+
+
+def _bounds(require: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Bounds as pairs of numbers, an absent one infinite."""
+    bounds = {}
+    for name, pair in require.items():
+        good = (
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and all(v is None or (isinstance(v, (int, float)) and not math.isnan(v)) for v in pair)
+        )
+        if not good:
+            raise UserError(
+                f"strategy.require.{name}: {pair!r} is not allowed; [lowest, highest] is, null for no bound"
+            )
+        low = -math.inf if pair[0] is None else float(pair[0])
+        high = math.inf if pair[1] is None else float(pair[1])
+        if low > high:
+            raise UserError(f"strategy.require.{name}: the lowest, {low:g}, is above the highest, {high:g}")
+        bounds[name] = (low, high)
+    return bounds
