@@ -97,6 +97,8 @@ class Victim:
         self.model, self.dtype, self.largest_label = model, dtype, largest_label
         #: Whether the last logits were computed in float16, whose gradients underflow.
         self.half = False
+        #: Finite as long as everything that was watched is; on the device, so that none waits.
+        self.health: Tensor | float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, K), float32, or float64 if the network computes in float64."""
@@ -112,7 +114,13 @@ class Victim:
                 f"classes (labels 0 to {logits.shape[1] - 1})"
             )
         self.half = logits.dtype == torch.float16
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        self.watch(logits)
+        return logits
+
+    def watch(self, values: Tensor) -> None:
+        """Remember any NaN, which hides otherwise: its sign is 0, comparing with it gives False."""
+        self.health = self.health + values.detach().sum()
 
 
 class Attack(ABC):
@@ -189,8 +197,6 @@ class Attack(ABC):
         NonFiniteOutput
             If the search met NaN, which is the network's doing.
         """
-        if not isinstance(model, nn.Module):
-            raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         y, largest = check_pictures(x, y)
         if index is not None and (index.shape != y.shape or index.dtype != torch.int64):
             raise UserError(f"index must be int64 of shape ({len(x)},)")
@@ -205,12 +211,12 @@ class Attack(ABC):
                 index = torch.arange(len(x))
             noise = Noise(None if seed is None else operator.index(seed), index.to(x.device))
             with undisturbed(model, self.bn_mode, channels_last=self.channels_last):
-                ball = ball_around(clean, self.threat)
-                adv = self._run(Victim(model, x.dtype, largest), y, ball, noise).detach()
+                ball, victim = ball_around(clean, self.threat), Victim(model, x.dtype, largest)
+                adv = self._run(victim, y, ball, noise).detach()
             adv = ball.exact(adv)
-            if not torch.isfinite(adv).all():
+            if not torch.isfinite(adv.sum(dtype=torch.float64) + victim.health):
                 raise NonFiniteOutput(
-                    f"the network's gradient is NaN under the attack {self.label}"
+                    f"a logit or gradient is not finite under the attack {self.key}"
                 )
             out = torch.empty_like(x, requires_grad=False)
             return adv if adv.stride() == out.stride() else out.copy_(adv)

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from nni_robust.errors import UserError
+
 __all__ = ["BNMode", "undisturbed"]
 
 #: What batch normalisation does during an attack: running statistics, or those of the batch.
@@ -37,7 +39,14 @@ def undisturbed(
         are restored afterwards.
     channels_last
         Hold the weights of convolutions in channels-last memory inside.
+
+    Raises
+    ------
+    UserError
+        If `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     modules = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     statistics: list[tuple[torch.Tensor, torch.Tensor]] = []

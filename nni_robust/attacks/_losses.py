@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nni_robust.errors import UserError
 
-__all__ = ["LOSSES", "Loss", "input_gradient"]
+__all__ = ["LOSSES", "Loss", "loss_gradient"]
 
 #: (N, K) logits and (N,) labels to (N,) losses.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +44,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
 
 
-def input_gradient(
+def loss_gradient(
     logits: Tensor, adv: Tensor, y: Tensor, loss: Loss, *, half: bool = False
 ) -> Tensor:
     """Gradient of each picture's loss in that picture, up to a positive factor if `half`.

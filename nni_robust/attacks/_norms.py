@@ -24,7 +24,7 @@ _BITS = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
-# A Euclidean norm summed in another order may differ in its last digits.
+# A Euclidean norm summed in another order differs in its last digits; relative.
 _L2_SLACK = 1e-9
 _DIMS = (1, 2, 3)
 
@@ -128,7 +128,7 @@ class L2Ball(Ball):
 
     def exact(self, adv: Tensor) -> Tensor:
         wide = self.pictures.double()
-        change = self._shrink_(adv.double().clamp(0, 1).sub_(wide), self.eps * (1 - _L2_SLACK))
+        change = self._shrink_(adv.double().clamp(0, 1).sub_(wide), self.eps, _L2_SLACK)
         # abs: a negative zero has the bits of a large negative integer.
         out = (wide + change).clamp_(0, 1).abs_().to(self.pictures.dtype)
         moved = out - wide
@@ -137,10 +137,11 @@ class L2Ball(Ball):
         return _nudge_(out, up.to(torch.int8).sub_(down.to(torch.int8)))
 
     @staticmethod
-    def _shrink_(change: Tensor, radius: float) -> Tensor:
+    def _shrink_(change: Tensor, radius: float, slack: float = 0.0) -> Tensor:
+        """Changes longer than `radius`, less half the slack, get that length less all of it."""
         length = torch.linalg.vector_norm(change, dim=_DIMS, keepdim=True)
-        tiny = torch.finfo(change.dtype).tiny
-        return change.mul_((radius / length.clamp_min_(tiny)).clamp_max_(1))
+        outside = length > radius * (1 - slack / 2)
+        return change.mul_(torch.where(outside, radius * (1 - slack) / length, 1.0))
 
 
 def ball_around(x: Tensor, threat: ThreatModel) -> Ball:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nni_robust import registry
 from nni_robust.attacks._base import Attack, Victim
-from nni_robust.attacks._losses import LOSSES, Loss, input_gradient
+from nni_robust.attacks._losses import LOSSES, Loss, loss_gradient
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball
 from nni_robust.config import Ratio, parse, strict
@@ -215,7 +215,8 @@ class PGD(Attack):
                 keep = self._fooled(logits, y).logical_not().nonzero().flatten()
                 if len(keep) == 0:
                     break
-            gradient = input_gradient(logits, adv, y, loss, half=victim.half)
+            gradient = loss_gradient(logits, adv, y, loss, half=victim.half)
+            victim.watch(gradient)
             adv.detach_()
             if rows is not None and len(keep) < len(y):
                 out[rows] = adv

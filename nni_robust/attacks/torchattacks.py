@@ -122,21 +122,19 @@ class TorchAttack(Attack):
         else:
             seed = (seed + int(noise.index[0])) % 2**31
         with _seeded(seed):
-            built = self._build(victim, x, seed)
-            if self.targeted:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    built.set_mode_targeted_by_function(lambda images, labels: labels)
+            with torch.no_grad():
+                classes = victim(x[:1]).shape[1]
+            built = self._build(_View(victim, x.device), classes, seed)
+            self._aim(built, classes)
             adv: Tensor = built(x, y).detach().to(ball.x.dtype)
         if self.project:
             return adv
         inside = (ball.project_(adv.clone()) - adv).abs().amax((1, 2, 3), keepdim=True) < 1e-6
         return torch.where(inside, adv, ball.x)
 
-    def _build(self, victim: Victim, x: Tensor, seed: int) -> Any:
+    def _build(self, view: nn.Module, classes: int, seed: int) -> Any:
         """The torchattacks object for this network and batch."""
         name, eps = self._class.__name__, self.threat.eps
-        with torch.no_grad():
-            classes = victim(x[:1]).shape[1]
         if classes < (least := _LEAST_CLASSES.get(name, 2)):
             raise UserError(f"{self.label} needs {least} classes; the network has {classes}")
         ours = {
@@ -148,7 +146,18 @@ class TorchAttack(Attack):
             "verbose": False,
         }
         ours = {key: value for key, value in ours.items() if key in self._takes}
-        return self._class(_View(victim, x.device), **ours, **self.settings)
+        return self._class(view, **ours, **self.settings)
+
+    def _aim(self, built: Any, classes: int) -> None:
+        """Choose the classes to reach, if this is an attack that aims."""
+        # JSMA always aims, by itself at the next of 10 classes.
+        shift = 0 if self.targeted else 1
+        if self.targeted or self._class.__name__ == "JSMA":
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    built.set_mode_targeted_by_function(lambda _, y: (y + shift) % classes)
+            except ValueError as e:
+                raise UserError(f"{self.label} cannot be targeted: {e}") from None
 
 
 @registry.attacks.register("autoattack")
@@ -182,8 +191,8 @@ class AutoAttack(TorchAttack):
             threat, attack="AutoAttack", label=label or f"autoattack{suffix}", version=version
         )
 
-    def _build(self, victim: Victim, x: Tensor, seed: int) -> Any:
-        built = super()._build(victim, x, seed)
+    def _build(self, view: nn.Module, classes: int, seed: int) -> Any:
+        built = super()._build(view, classes, seed)
         for part in built._autoattack.attacks:
             if hasattr(part, "steps"):
                 part.steps = _OFFICIAL_STEPS
