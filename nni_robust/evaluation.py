@@ -255,6 +255,8 @@ def _make_attacks(specs: AttackSpec | Iterable[AttackSpec], threat: ThreatModel)
     """The attacks, ours with early exit, each with a name of its own."""
     if isinstance(specs, (str, Mapping, Attack)):
         specs = (specs,)
+    if not isinstance(specs, Iterable):
+        raise UserError(f"attacks: {specs!r} is not allowed; a list of attacks is")
     made: dict[str, Attack] = {}
     for spec in specs:
         attack = attack_from_spec(spec, threat)
@@ -305,7 +307,7 @@ def _batches(
         total = limit if total is None else min(total, limit)
     done = 0
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        if not _is_pair(pair):
             raise UserError("each batch of data must be a pair of tensors (pictures, labels)")
         x, y = pair if limit is None else (part[: limit - done] for part in pair)
         y, largest = check_pictures(x, y)
@@ -320,6 +322,14 @@ def _batches(
             return
     if done == 0:
         raise UserError("there are no pictures to evaluate")
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(part, Tensor) for part in value)
+    )
 
 
 def _placement(
@@ -344,7 +354,7 @@ def _pairs(
     data: Any, batch_size: int, device: torch.device
 ) -> tuple[Iterator[Sequence[Tensor]], int | None]:
     """Pairs of pictures and labels, and the number of pictures where it is known."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
+    if _is_pair(data):
         return iter([data]), len(data[0])
     if hasattr(data, "batches"):
         return iter(data.batches(batch_size, device=device)), len(data)
