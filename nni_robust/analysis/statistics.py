@@ -133,7 +133,7 @@ def correlate(
     a, b = _columns(x, y)
     n = len(a)
     if n < max(minimum, 5):
-        reason = f"{n} pairs of values, at least {max(minimum, 5)} are needed"
+        reason = f"too few values: {n}, at least {max(minimum, 5)} are needed"
         return Correlation(kind, n, confidence=confidence, reason=reason)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         reason = f"all {n} values of one quantity are equal"

@@ -216,7 +216,7 @@ class TestBudget:
         small, medium, large = budget_finding(rows).groups
         assert (small.n, medium.n, large.n) == (9, 0, 30)
         assert small.pearson["convs"].value is None
-        assert small.pearson["convs"].reason == "9 pairs of values, at least 10 are needed"
+        assert small.pearson["convs"].reason == "too few values: 9, at least 10 are needed"
         assert medium.spearman["direct_edges"].value is None
         assert large.pearson["convs"].value is not None
         assert small.verdict == medium.verdict == "undecided"

@@ -122,7 +122,7 @@ def test_missing_values_are_left_out_in_pairs():
 @pytest.mark.parametrize(
     ("x", "y", "why"),
     [
-        ([], [], "0 pairs"),
+        ([], [], "too few values: 0"),
         ([1, 2, 3, 4], [1, 2, 3, 4], "at least 5"),
         ([1] * 30, range(30), "equal"),
         (range(30), [0.5] * 30, "equal"),
@@ -138,7 +138,7 @@ def test_what_is_not_defined_is_none_with_a_reason(kind, x, y, why):
 
 def test_minimum():
     assert pearson(range(9), range(9), minimum=10).reason == (
-        "9 pairs of values, at least 10 are needed"
+        "too few values: 9, at least 10 are needed"
     )
     assert pearson(range(10), range(10), minimum=10).value == pytest.approx(1)
 
