@@ -1,0 +1,87 @@
+"""The README's code works: Python is run, YAML and TOML are read, commands are parsed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nni_robust.cli._main import VERBS, build_parser
+from nni_robust.experiments import load_experiment
+from nni_robust.registry import GROUPS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    found = [part for line in lines for part in line.split(" && ") if "nni-robust" in part]
+    return [*found, *re.findall(r"`(nni-robust [^`]+)`", README)]
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n", 1)[0])
+def test_python_runs(code: str, tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    for said in re.findall(r"^print\(.*# (\d[\d ]+):", code, flags=re.MULTILINE):
+        assert said in answer.stdout
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_is_an_experiment(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "my-search.yaml"
+    path.write_text(text)
+    experiment = load_experiment(str(path), ["strategy.candidates=4"])
+    assert experiment.name == yaml.safe_load(text)["name"]
+    assert experiment.strategy.arguments["candidates"] == 4
+
+
+def test_toml_names_every_group() -> None:
+    (text,) = blocks("toml")
+    assert set(tomllib.loads(text)["project"]["entry-points"]) == set(GROUPS)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    program, verb, *arguments = shlex.split(command, comments=True)
+    assert program == "nni-robust"
+    assert verb in VERBS
+    build_parser(verb).parse_args([verb, *arguments])
+
+
+def test_every_verb_has_an_example() -> None:
+    assert {shlex.split(command, comments=True)[1] for command in commands()} == set(VERBS)
+
+
+@pytest.mark.parametrize(
+    "command", ["pip install . && nni-robust run quickstart", "pip install -e '.[dev]' && pytest"]
+)
+def test_the_two_commands(command: str) -> None:
+    assert f"{command}\n" in blocks("bash")
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_local_links_exist(target: str) -> None:
+    assert (ROOT / target).is_file()
