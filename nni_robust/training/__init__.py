@@ -5,7 +5,8 @@ from __future__ import annotations
 from nni_robust.training._records import EpochRecord, TrainingDiverged, TrainResult
 from nni_robust.training._setup import check_training
 from nni_robust.training.batchnorm import recalibrate_bn
-from nni_robust.training.loop import Hook, StatefulHook, train
+from nni_robust.training.hooks import Hook, StatefulHook
+from nni_robust.training.loop import train
 from nni_robust.training.recipe import Recipe, TrainAttack
 from nni_robust.training.weights import load_weights, save_weights
 

@@ -103,8 +103,19 @@ def _check_output(model: nn.Module, data: DataSplits) -> None:
         )
 
 
-def make_fabric(recipe: Recipe) -> Any:
+#: Strategies for several devices and how their processes start (fork does not work with CUDA).
+_START_METHODS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}
+
+
+def make_fabric(recipe: Recipe, *, unused: bool = False) -> Any:
     """Lightning Fabric with the recipe's devices and precision.
+
+    Parameters
+    ----------
+    recipe
+        All settings.
+    unused
+        Batches may leave weights unused (a supernet's other paths); DDP then has to look for them.
 
     Raises
     ------
@@ -112,13 +123,18 @@ def make_fabric(recipe: Recipe) -> Any:
         If this machine has no such devices, or the batch cannot be divided among them.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+    strategy: Any = recipe.strategy
+    if unused and recipe.devices != 1:
+        method: Any = _START_METHODS.get(strategy, "popen")
+        strategy = DDPStrategy(start_method=method, find_unused_parameters=True)
     try:
         fabric = Fabric(
             accelerator=recipe.accelerator,
             devices=recipe.devices,
-            strategy=recipe.strategy,
+            strategy=strategy,
             precision=recipe.precision,  # type: ignore[arg-type]
         )
     except (MisconfigurationException, ValueError, RuntimeError) as e:

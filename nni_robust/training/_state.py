@@ -35,9 +35,9 @@ class RunningSums:
         loss, correct, count = fabric.all_reduce(self.sums, reduce_op="sum").tolist()
         return loss / count, correct / count
 
-    def first_bad_step(self) -> int | None:
-        """Step of the first loss that was not finite; waits for the device."""
-        step = int(self.bad_step)
+    def bad(self, fabric: Any) -> int | None:
+        """First step whose loss was not finite, agreed on by all devices; waits for them."""
+        step = int(fabric.all_reduce(self.bad_step, reduce_op="max"))
         return None if step < 0 else step
 
     def clear(self) -> None:

@@ -67,6 +67,7 @@ def recalibrate_bn(
 
     flags = [(m, m.training) for m in model.modules()]
     before = [(m, m.momentum, [b.clone() for b in m.buffers(recurse=False)]) for m in layers]
+    whole = False
     try:
         for module, _ in flags:
             module.training = False
@@ -75,13 +76,13 @@ def recalibrate_bn(
             layer.reset_running_stats()
         for x in pictures:
             model(x)
+        whole = True
     finally:
         for module, training in flags:
             module.training = training
         for layer, momentum, buffers in before:
             layer.momentum = momentum
-            seen = layer.num_batches_tracked
-            if seen is None or seen == 0:
+            if not whole or layer.num_batches_tracked == 0:
                 for buffer, value in zip(layer.buffers(recurse=False), buffers, strict=True):
                     buffer.copy_(value)
     return model

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from nni_robust.attacks import NonFiniteOutput
 from nni_robust.data import DataSplits, derive_seed, generator
+from nni_robust.errors import UserError
 from nni_robust.evaluation import evaluate
 from nni_robust.store import write_json
 from nni_robust.threat import ThreatModel
@@ -36,43 +38,15 @@ from nni_robust.training._setup import (
     refuse_other,
 )
 from nni_robust.training._state import RunningSums, capture, restore
+from nni_robust.training.hooks import Hook, StatefulHook
 from nni_robust.training.losses import build_loss
 from nni_robust.training.recipe import Recipe
 from nni_robust.training.weights import plain_tensors, save_weights
 
-__all__ = ["Hook", "StatefulHook", "train"]
+__all__ = ["train"]
 
 # Steps between two looks at the loss on the host; each waits for the device.
 _LOOK_EVERY = 100
-
-
-class Hook(Protocol):
-    """Something that prepares the network for a batch."""
-
-    def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Called before each batch is attacked; a supernet draws its path here.
-
-        Weights that the batch then does not use keep their value to the bit: they have no gradient,
-        so neither momentum nor weight decay moves them.
-
-        Parameters
-        ----------
-        model
-            The network itself, without any wrapper.
-        generator
-            Random numbers of this batch, the same on every device and after a resume.
-        """
-
-
-@runtime_checkable
-class StatefulHook(Protocol):
-    """A hook that remembers something; its state goes into the checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers, JSON-able."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
 
 
 def train(
@@ -132,11 +106,11 @@ def train(
 
     Notes
     -----
-    Distributed training: ``strategy="ddp"`` starts this program again for each device (Fabric's
-    way), so it suits programs whose first act is to train, such as ``nni-robust train``;
-    ``"ddp_spawn"`` and ``"ddp_fork"`` start processes from any program and give the weights back
-    to it. Each device trains its part of every batch. With a hook that leaves weights unused, DDP
-    has to look for them: ``"ddp_find_unused_parameters_true"``.
+    On several devices each trains its part of every batch (DDP). ``strategy="ddp"`` starts this
+    program again for each device (Fabric's way), so it suits programs whose first act is to
+    train; ``"ddp_spawn"`` and ``"ddp_fork"`` start processes from any program and give the weights
+    back to it (spawn pickles its arguments; fork does not work once CUDA was used). With a hook,
+    DDP looks for weights that a batch left unused, and leaves them alone.
     """
     # A supernet cannot be asked before its hook has drawn a path.
     check_training(model if hook is None else None, data, recipe, threat, validate=validate)
@@ -144,11 +118,15 @@ def train(
     folder = None if folder is None else Path(folder)
     history = None if folder is None else finished_result(model, folder, identity)
     if history is None:
-        fabric = make_fabric(recipe)
+        fabric = make_fabric(recipe, unused=hook is not None)
         run = _Run(model, data, recipe, threat, folder, seed, hook, on_epoch, validate, identity)
-        history, weights = fabric.launch(run)
+        outcome = fabric.launch(run)
+        if isinstance(outcome, Exception):  # of another process
+            raise outcome
+        records, weights = outcome
         if weights is not None:  # trained in another process
-            model.load_state_dict(weights)
+            model.load_state_dict(safetensors.torch.load(weights))
+        history = [EpochRecord(**record) for record in records]
     model.eval()
     return TrainResult(model, history, sum(record.seconds for record in history))
 
@@ -173,8 +151,29 @@ class _Run:
         self.folder, self.seed, self.hook, self.on_epoch = folder, seed, hook, on_epoch
         self.validate, self.identity, self.process = validate, identity, os.getpid()
 
-    def __call__(self, fabric: Any) -> tuple[list[EpochRecord], dict[str, torch.Tensor] | None]:
-        """Train; gives the history, and the weights where this is not the calling process."""
+    def __call__(self, fabric: Any) -> Any:
+        """Train; what goes to the calling process is plain data, for it may be another one.
+
+        Returns
+        -------
+        tuple or Exception
+            The history as dictionaries, and the weights where this is not the calling process, or
+            why there are none, for a process launcher would bury the sentence in tracebacks.
+        """
+        elsewhere = os.getpid() != self.process
+        try:
+            self._train(fabric)
+        except (TrainingDiverged, UserError) as e:
+            if elsewhere:
+                return e
+            raise
+        records = [asdict(record) for record in self.history]
+        if not elsewhere:
+            return records, None
+        # Bytes: tensors would travel as shared memory, which goes with the process that made it.
+        return records, safetensors.torch.save(plain_tensors(self.model.state_dict()))
+
+    def _train(self, fabric: Any) -> None:
         self.fabric = fabric
         cuda = [fabric.device] if fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
@@ -189,8 +188,6 @@ class _Run:
             result = {"training": self.identity, "history": records}
             write_json(self.folder / "result.json", result)
             _checkpoint.clear(self.folder)
-        elsewhere = os.getpid() != self.process
-        return self.history, plain_tensors(self.model.state_dict()) if elsewhere else None
 
     def _prepare(self) -> None:
         """Network, optimizer and data to their device; continue from a checkpoint."""
@@ -331,7 +328,7 @@ class _Run:
 
     def _look(self, *, weights: bool = False) -> None:
         """Stop if the loss of any step so far, or a weight, is NaN or infinite."""
-        bad = self.sums.first_bad_step()
+        bad = self.sums.bad(self.fabric)
         if bad is not None:
             raise self._diverged("the loss", bad)
         if weights:

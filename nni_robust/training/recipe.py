@@ -15,6 +15,7 @@ __all__ = ["Recipe", "TrainAttack"]
 
 LOSSES = ("madry", "trades", "clean")
 PRECISIONS = ("32-true", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Recipe:
     precision
         ``"32-true"`` or ``"bf16-mixed"`` (Fabric's names), for training, its attack and validation.
     accelerator, devices, strategy
-        Fabric's: ``"auto"`` takes a GPU where there is one; several devices need ``"ddp"``, a
-        supernet on them ``"ddp_find_unused_parameters_true"``.
+        Fabric's: ``"auto"`` takes a GPU where there is one. Several devices train by DDP:
+        ``"ddp"``, ``"ddp_spawn"`` or ``"ddp_fork"``, see :func:`nni_robust.training.train`.
     channels_last
         Memory format of networks and pictures; faster for most convolutions.
     augment
@@ -161,6 +162,7 @@ class Recipe:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("schedule_unit", self.schedule_unit, ("step", "epoch"))
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("strategy", self.strategy, STRATEGIES)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
