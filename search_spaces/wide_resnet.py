@@ -1,0 +1,313 @@
+"""Wide residual networks that can be compressed: depth, width and type of block per stage.
+
+* Networks: Huang, Lu, Deb, Boddeti, "Revisiting Residual Networks for Adversarial Robustness: An
+  Architectural Perspective", CVPR 2023, https://arxiv.org/abs/2212.11005 (WRN-A1..A4 and
+  RobustResNet-A1..A4). Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016,
+  https://arxiv.org/abs/1605.07146 (WRN-d-w).
+* Space: Wang, Sapkota, Tao, Yu, "Reinforced Compressive Neural Architecture Search for Versatile
+  Adversarial Robustness", KDD 2024, https://arxiv.org/abs/2406.06792: sub-networks of a teacher,
+  with less depth and width per stage, and basic or robust blocks.
+
+Networks compute the same as those of https://github.com/zhichao-lu/robust-residual-network, commit
+8c6d2c2, and their state dicts have the same names, also as RobustBench's WRN-A4. The RC-NAS
+repository (wdr123/robN2N) is a copy of it, without a search; the space is written after the paper's
+abstract and figures.
+
+Differences: the robust block's parameters default to the published values, where the code's
+defaults build networks of eight times the cost; norms without effect are not computed (see
+`RobustBlock`).
+
+Reading order: what describes a network (`_wide_resnet_config`), its cost (`_wide_resnet_cost`), its
+blocks (`_wide_resnet_layers`), the network and the space (here), samples and codes
+(`_wide_resnet_sample`), the authors' files (`_wide_resnet_upstream`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from nni.mutable import Categorical, label_scope
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor, nn
+
+from nni_robust.architecture.graph import CellGraph
+from nni_robust.cost import Cost
+
+from ._wide_resnet_config import BLOCKS, Stage, WideResNetConfig
+from ._wide_resnet_cost import network_cost
+from ._wide_resnet_layers import StageBlocks, make_norm
+from ._wide_resnet_sample import allowed_values, decided, decode, encode, searched_stages
+from ._wide_resnet_upstream import from_upstream_yaml, load_upstream_weights
+
+__all__ = [
+    "WideResNet",
+    "WideResNetConfig",
+    "WideResNetSpace",
+    "from_upstream_yaml",
+    "load_upstream_weights",
+]
+
+
+class _Backbone(nn.Module):
+    """Stem, three stages and classifier."""
+
+    config: WideResNetConfig
+    mu: Tensor
+    sigma: Tensor
+
+    def _assemble(self, config: WideResNetConfig) -> None:
+        """Add the layers, with fresh weights."""
+        self.config = config
+        for name, values in zip(("mu", "sigma"), config.mean_and_std(), strict=False):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+        self.stem_conv = nn.Conv2d(
+            3, config.stem_channels, 3, config.stem_stride, padding=1, bias=False
+        )
+        stages = config.stages()
+        self.blocks = nn.ModuleList(StageBlocks(config, stage) for stage in stages)
+        last = stages[-1]
+        self.norm1 = make_norm(last.normalization, last.out_channels)
+        self.act1 = getattr(nn, last.activation)()
+        self.fc = nn.Linear(last.out_channels, config.num_classes)
+        nn.init.zeros_(self.fc.bias)
+        for module in self.modules():
+            # On the meta device there is nothing to fill, and filling it would take longest.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+                fan_out = math.prod(module.kernel_size) * module.out_channels  # groups disregarded
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of pictures (N, 3, H, W) of any size, float in [0, 1]."""
+        if self.config.normalize is not None:
+            x = (x - self.mu) / self.sigma
+        x = self.stem_conv(x)
+        for stage in self.blocks:
+            x = stage(x)
+        logits: Tensor = self.fc(self.act1(self.norm1(x)).mean(dim=(2, 3)))
+        return logits
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """The published weights lack the constants of the input normalisation; keep our own."""
+        for name in ("mu", "sigma"):
+            if name in self._buffers:
+                state_dict.setdefault(prefix + name, self._buffers[name])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class WideResNet(_Backbone):
+    """A plain wide residual network, without NNI inside.
+
+    Parameters
+    ----------
+    config
+        What to build, such as ``WideResNetConfig(depths=[14, 14, 7], widths=[5, 7, 3])``.
+    """
+
+    def __init__(self, config: WideResNetConfig) -> None:
+        super().__init__()
+        self._assemble(config)
+
+
+class WideResNetSpace(ModelSpace, _Backbone):
+    """All networks below a teacher, as an NNI model space.
+
+    Choices are ``"stage1/depth"`` (1 to the teacher's), ``"stage1/width"`` (1 to the teacher's),
+    and, where asked for, ``"stage1/block"`` (``basic`` or ``robust``); likewise stages 2 and 3.
+    NNI's multi-trial strategies take the space as it is. Undecided, it computes as the teacher, and
+    its state dict is the teacher's. Its networks get fresh weights.
+
+    Parameters
+    ----------
+    num_classes
+        Outputs of the classifier.
+    depths, widths, blocks
+        Of the teacher, see :class:`WideResNetConfig`.
+    search_blocks
+        Whether the type of block is a choice; one value, or one per stage.
+    depth_values, width_values
+        Only these depths and widths; those above the teacher's are left out. None: all from 1 up.
+    activation, normalization, kernel_size, strides, stem_channels, stem_stride, base_channels
+        Of all networks, see :class:`WideResNetConfig`.
+    scales, base_width, cardinality, se_reduction, preact_fix
+        Of the robust block, see :class:`WideResNetConfig`.
+    normalize
+        Input normalisation, see :class:`WideResNetConfig`.
+
+    Raises
+    ------
+    UserError
+        If an argument is not allowed, or no value is left for a choice.
+    """
+
+    validate: Callable[[Mapping[str, Any]], None]  # NNI ships no types
+    add_mutable: Callable[[Any], Any]
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        depths: int | Sequence[int] = (4, 4, 4),
+        widths: int | Sequence[int] = (10, 10, 10),
+        blocks: str | Sequence[str] = "basic",
+        search_blocks: bool | Sequence[bool] = False,
+        depth_values: Sequence[int] | None = None,
+        width_values: Sequence[int] | None = None,
+        activation: str | Sequence[str] = "ReLU",
+        normalization: str | Sequence[str] = "BatchNorm",
+        kernel_size: int | Sequence[int] = 3,
+        strides: int | Sequence[int] = (1, 2, 2),
+        stem_channels: int = 16,
+        stem_stride: int = 1,
+        base_channels: int | Sequence[int] = (16, 32, 64),
+        scales: int = 8,
+        base_width: int = 10,
+        cardinality: int = 4,
+        se_reduction: int = 64,
+        preact_fix: bool = False,
+        normalize: str | Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        teacher = WideResNetConfig(
+            num_classes=num_classes,
+            depths=depths,
+            widths=widths,
+            blocks=blocks,
+            activation=activation,
+            normalization=normalization,
+            kernel_size=kernel_size,
+            strides=strides,
+            stem_channels=stem_channels,
+            stem_stride=stem_stride,
+            base_channels=base_channels,
+            scales=scales,
+            base_width=base_width,
+            cardinality=cardinality,
+            se_reduction=se_reduction,
+            preact_fix=preact_fix,
+            normalize=normalize,
+        )
+        searched = searched_stages(search_blocks)
+        depth_choices = allowed_values("depth_values", depth_values, teacher.depths)
+        width_choices = allowed_values("width_values", width_values, teacher.widths)
+        # Whether robust blocks can be as narrow as the narrowest choice is told at once.
+        dataclasses.replace(
+            teacher,
+            widths=[min(values) for values in width_choices],
+            blocks=[
+                "robust" if choice else own
+                for choice, own in zip(searched, teacher.blocks, strict=True)
+            ],
+        )
+        self._assemble(teacher)
+        for index, searches in enumerate(searched):
+            with label_scope(f"stage{index + 1}"):
+                self.add_mutable(Categorical(depth_choices[index], label="depth"))
+                self.add_mutable(Categorical(width_choices[index], label="width"))
+                if searches:
+                    self.add_mutable(Categorical(BLOCKS, label="block"))
+
+    @classmethod
+    def create_fixed_module(
+        cls,
+        sample: dict[str, Any],
+        num_classes: int = 10,
+        *,
+        search_blocks: bool | Sequence[bool] = False,
+        depth_values: Sequence[int] | None = None,
+        width_values: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> WideResNet:
+        """What the constructor gives in a trial: the plain network (called by NNI)."""
+        return WideResNet(decided(WideResNetConfig(num_classes, **settings), sample))
+
+    def freeze(self, sample: Mapping[str, Any]) -> WideResNet:
+        """The plain network of a sample, with fresh weights on torch's default device.
+
+        Parameters
+        ----------
+        sample
+            A value for every label.
+
+        Raises
+        ------
+        nni.mutable.exception.SampleValidationError
+            If the sample is not in the space.
+        """
+        return WideResNet(self.network_config(sample)).train(self.training)
+
+    def network_config(self, sample: Mapping[str, Any]) -> WideResNetConfig:
+        """What describes a sample's network; its ``arguments()`` give the space below it.
+
+        Raises
+        ------
+        nni.mutable.exception.SampleValidationError
+            If the sample is not in the space.
+        """
+        self.validate(sample)
+        return decided(self.config, sample)
+
+    def cost(self, sample: Mapping[str, Any], input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
+        """Parameters and MACs of a sample's network for one picture, in closed form."""
+        return network_cost(decided(self.config, sample), input_shape)
+
+    @classmethod
+    def decode(
+        cls, code: str, *, search_blocks: bool | Sequence[bool] = False, **_: Any
+    ) -> dict[str, Any]:
+        """Sample of a code such as ``"14x5 14x7 7x3"``: depth x width of each stage.
+
+        Where the type of block is a choice, ``b`` (basic) or ``r`` (robust) follows: ``"5x4r"``.
+
+        Raises
+        ------
+        UserError
+            If the code is malformed.
+        """
+        return decode(code, search_blocks)
+
+    @classmethod
+    def encode(cls, sample: Mapping[str, Any]) -> str:
+        """Code of a sample, inverse of :meth:`decode`.
+
+        Raises
+        ------
+        UserError
+            If a value is missing.
+        """
+        return encode(sample)
+
+    def cell_graphs(self, sample: Mapping[str, Any]) -> list[CellGraph]:
+        """Drawings of the three stages; equal blocks are drawn once."""
+        config = decided(self.config, sample)
+        return [_graph(config, index, stage) for index, stage in enumerate(config.stages(), 1)]
+
+
+def _graph(config: WideResNetConfig, index: int, stage: Stage) -> CellGraph:
+    """Drawing of a stage: its first block, and one that stands for all others."""
+    size = stage.kernel_size
+    if stage.block == "basic":
+        body = f"2 conv {size}x{size}"
+    else:
+        convs = max(config.scales - 1, 1)
+        body = f"conv 1x1, {convs} conv {size}x{size}, conv 1x1, SE"
+    names = ["block 1", f"blocks 2-{stage.depth}" if stage.depth > 2 else "block 2"]
+    nodes = ("in", *names[: min(stage.depth, 2)])
+    changes = stage.stride > 1 or stage.in_channels != stage.out_channels
+    edges: list[tuple[str, str, str]] = []
+    for source, target in itertools.pairwise(nodes):
+        first = source == "in"
+        edges.append((source, target, body))
+        edges.append((source, target, "conv 1x1" if first and changes else "identity"))
+    return CellGraph(
+        title=f"stage {index}: {stage.depth} {stage.block} block{'s' * (stage.depth > 1)}, "
+        f"{stage.channels} channels, stride {stage.stride}",
+        nodes=nodes,
+        edges=tuple(edges),
+        inputs=nodes[:1],
+        outputs=nodes[-1:],
+    )
