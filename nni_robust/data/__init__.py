@@ -6,7 +6,11 @@ packages add theirs with an entry point in the group ``nni_robust.datasets``.
 
 from __future__ import annotations
 
-from nni_robust.data import cifar, digits, folders, svhn  # they register their data sets
+# These register their data sets.
+from nni_robust.data import cifar as cifar
+from nni_robust.data import digits as digits
+from nni_robust.data import folders as folders
+from nni_robust.data import svhn as svhn
 from nni_robust.data._torchvision import import_torchvision
 from nni_robust.data.images import Batch, Images, ImageSet
 from nni_robust.data.loading import absolute_task, load_dataset, load_task
@@ -21,14 +25,10 @@ __all__ = [
     "Images",
     "StreamedImages",
     "absolute_task",
-    "cifar",
     "derive_seed",
-    "digits",
-    "folders",
     "generator",
     "import_torchvision",
     "load_dataset",
     "load_task",
     "stratified_order",
-    "svhn",
 ]

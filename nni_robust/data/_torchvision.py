@@ -35,7 +35,7 @@ def import_torchvision() -> ModuleType:
             raise
         _declared = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
-            schema = f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor"
+            schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             _declared.define(schema)  # type: ignore[no-untyped-call]
         import torchvision
     module: ModuleType = torchvision

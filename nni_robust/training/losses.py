@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nni_robust.attacks import Attack, attack_from_spec, undisturbed
+from nni_robust.attacks import Attack, undisturbed
+from nni_robust.attacks.gradient import PGD
 from nni_robust.threat import ThreatModel
 from nni_robust.training.recipe import Recipe
 
@@ -105,8 +106,7 @@ class Trades:
         def divergence(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return kl_divergence(clean, logits)
 
-        inner = attack_from_spec({**self.settings, "loss": divergence}, self.threat)
-        return inner(model, x, y, seed=seed)
+        return PGD(self.threat, **self.settings, loss=divergence)(model, x, y, seed=seed)
 
     def __call__(
         self, forward: Forward, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
@@ -124,9 +124,9 @@ def kl_divergence(clean: torch.Tensor, attacked: torch.Tensor) -> torch.Tensor:
 
 def build_loss(recipe: Recipe, threat: ThreatModel) -> RobustLoss:
     """The loss that a recipe names."""
-    settings = {"name": "pgd", **dataclasses.asdict(recipe.attack)}
+    settings = dataclasses.asdict(recipe.attack)
     if recipe.loss == "clean":
         return Clean()
     if recipe.loss == "trades":
         return Trades(threat, settings, recipe.beta)
-    return Madry(attack_from_spec(settings, threat))
+    return Madry(PGD(threat, **settings))
