@@ -108,6 +108,7 @@ def from_upstream_yaml(
     ):
         sample |= {f"stage{index}/depth": stage[0], f"stage{index}/width": stage[1]}
     name, note = _name(config, stem)
+    origin = "a mapping" if isinstance(source, Mapping) else Path(source).name
     return Architecture(
         name=name,
         space="wide-resnet",
@@ -115,7 +116,7 @@ def from_upstream_yaml(
         sample=sample,
         provenance={
             "kind": "repository",
-            "source": f"{where}, in the format of zhichao-lu/robust-residual-network",
+            "source": f"{origin}, in the format of zhichao-lu/robust-residual-network",
             **({"note": note} if note else {}),
         },
         num_classes=config.num_classes,

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from nni_robust.architecture.graph import CellGraph
 from nni_robust.cost import Cost
+from nni_robust.errors import UserError
 
 from ._wide_resnet_config import BLOCKS, Stage, WideResNetConfig
 from ._wide_resnet_cost import network_cost
@@ -118,8 +119,9 @@ class WideResNetSpace(ModelSpace, _Backbone):
 
     Choices are ``"stage1/depth"`` (1 to the teacher's), ``"stage1/width"`` (1 to the teacher's),
     and, where asked for, ``"stage1/block"`` (``basic`` or ``robust``); likewise stages 2 and 3.
-    NNI's multi-trial strategies take the space as it is. Undecided, it computes as the teacher, and
-    its state dict is the teacher's. Its networks get fresh weights.
+    NNI's multi-trial strategies take the space as it is; one-shot strategies are refused. Before
+    any decision it computes as the teacher, and its state dict is the teacher's. Its networks get
+    fresh weights.
 
     Parameters
     ----------
@@ -146,6 +148,7 @@ class WideResNetSpace(ModelSpace, _Backbone):
 
     validate: Callable[[Mapping[str, Any]], None]  # NNI ships no types
     add_mutable: Callable[[Any], Any]
+    simplify: Callable[[], dict[str, Any]]
 
     def __init__(
         self,
@@ -224,6 +227,20 @@ class WideResNetSpace(ModelSpace, _Backbone):
     ) -> WideResNet:
         """What the constructor gives in a trial: the plain network (called by NNI)."""
         return WideResNet(decided(WideResNetConfig(num_classes, **settings), sample))
+
+    @classmethod
+    def extra_oneshot_hooks(cls, strategy: Any) -> list[Callable[..., Any]]:
+        """Refuse one-shot strategies, which would train the teacher only (called by NNI).
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        raise UserError(
+            f"strategy {type(strategy).__name__} is not allowed with WideResNetSpace, whose networks "
+            "do not share weights; strategies that train every network by itself are"
+        )
 
     def freeze(self, sample: Mapping[str, Any]) -> WideResNet:
         """The plain network of a sample, with fresh weights on torch's default device.

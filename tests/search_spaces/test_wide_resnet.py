@@ -177,10 +177,10 @@ def test_preact_fix_is_the_block_with_a_normalised_input() -> None:
     settings: dict[str, Any] = {"depths": (1, 1, 2), "widths": (1, 1, 1), "blocks": "robust"}
     fixed = build(preact_fix=True, **settings).double().eval()
     fill(fixed)
-    block = fixed.blocks[2].layer[1]
+    block = fixed.get_submodule("blocks.2.layer.1")
     assert isinstance(block, RobustBlock)
     x = torch.randn(2, 256, 4, 4, dtype=torch.float64)
-    plain = build(**settings).double().eval().blocks[2].layer[1]
+    plain = build(**settings).double().eval().get_submodule("blocks.2.layer.1")
     plain.load_state_dict(block.state_dict())
     normalised = block.act(block.bn1(x))
     torch.testing.assert_close(block(x), plain(normalised) - normalised + x)
@@ -236,7 +236,7 @@ def test_networks_train() -> None:
     for _ in range(12):
         loss = nn.functional.cross_entropy(network(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]

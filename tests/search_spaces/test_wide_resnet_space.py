@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nni_robust.errors import UserError
 from nni_robust.registry import search_spaces
 from nni_robust.search_spaces import WideResNet, WideResNetSpace
 from nni_robust.store import content_key
+from nni_robust.supernet import build_supernet
 
 SMALL: dict[str, Any] = {
     "num_classes": 3,
@@ -69,8 +71,8 @@ def test_given_values_up_to_the_teachers() -> None:
 def test_teachers_of_the_paper_are_the_largest_networks() -> None:
     with torch.device("meta"):
         space = WideResNetSpace(depths=7, widths=14, search_blocks=True)
-    size = np.prod([len(choice.values) for choice in space.simplify().values()])
-    assert size == (7 * 14 * 2) ** 3
+    sizes: list[int] = [len(choice.values) for choice in space.simplify().values()]
+    assert math.prod(sizes) == (7 * 14 * 2) ** 3
     teacher = space.decode("7x14b 7x14b 7x14b", search_blocks=True)
     assert space.cost(teacher).params == 128_389_210
     assert sum(p.numel() for p in space.parameters()) == 128_389_210
@@ -265,6 +267,11 @@ def test_strategies_of_nni(strategy: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert len({content_key(dict(model.sample)) for model in models}) == 6
     for model in models:
         assert model.metric == space.cost(model.sample).params
+
+
+def test_one_shot_strategies_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot become a supernet: .* do not share weights"):
+        build_supernet(make())
 
 
 def test_a_trial_gets_the_plain_network() -> None:

@@ -51,6 +51,7 @@ def test_missing_block_parameters_are_told_and_the_published_ones_taken(tmp_path
     assert architecture.name == "robustresnet-a1"  # what it is, whatever the file is called
     assert "Called RL_5g there" in architecture.provenance["note"]
     assert architecture.provenance["kind"] == "repository"
+    assert architecture.provenance["source"].startswith("RL_5g.yaml, in the format of")
     assert architecture.cost().params == 19_222_738
     published = load_architecture("robustresnet-a1")
     assert architecture.space_args == published.space_args
