@@ -238,8 +238,8 @@ class WideResNetSpace(ModelSpace, _Backbone):
             Always.
         """
         raise UserError(
-            f"strategy {type(strategy).__name__} is not allowed with WideResNetSpace, whose networks "
-            "do not share weights; strategies that train every network by itself are"
+            f"strategy {type(strategy).__name__} is not allowed with WideResNetSpace; its networks "
+            "do not share weights, so a strategy that trains each by itself is needed"
         )
 
     def freeze(self, sample: Mapping[str, Any]) -> WideResNet:
