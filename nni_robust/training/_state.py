@@ -30,6 +30,10 @@ class RunningSums:
         first = (self.bad_step < 0) & ~loss.isfinite()
         self.bad_step = torch.where(first, step, self.bad_step)
 
+    def mark(self, step: int) -> None:
+        """Count the step's loss as not finite."""
+        self.bad_step = torch.where(self.bad_step < 0, step, self.bad_step)
+
     def means(self, fabric: Any) -> tuple[float, float]:
         """Mean loss and accuracy over all devices; waits for them."""
         loss, correct, count = fabric.all_reduce(self.sums, reduce_op="sum").tolist()

@@ -22,7 +22,6 @@ from torch import nn
 from nni_robust.attacks import NonFiniteOutput
 from nni_robust.data import DataSplits, derive_seed, generator
 from nni_robust.errors import UserError
-from nni_robust.evaluation import evaluate
 from nni_robust.store import write_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training import _checkpoint
@@ -38,6 +37,7 @@ from nni_robust.training._setup import (
     refuse_other,
 )
 from nni_robust.training._state import RunningSums, capture, restore
+from nni_robust.training._validation import Validation
 from nni_robust.training.hooks import Hook, StatefulHook
 from nni_robust.training.losses import build_loss
 from nni_robust.training.recipe import Recipe
@@ -200,7 +200,13 @@ class _Run:
         self.average = None if decay is None else WeightAverage(self.model, decay)
         self.train_data = self.data.train.to(self.fabric.device)
         if self.validate:
-            self.validation_data = self.data.validation.to(self.fabric.device)
+            self.validation = Validation(
+                self.data.validation,
+                self.recipe,
+                self.threat,
+                self.fabric,
+                derive_seed(self.seed, "validation"),
+            )
         self.sums = RunningSums(self.fabric.device)
         self.epoch, self.batch, self.elapsed = 0, 0, 0.0
         self.history: list[EpochRecord] = []
@@ -237,7 +243,7 @@ class _Run:
             last = self.batch == self.steps_per_epoch
             if not last and every is not None and self._steps() % every == 0:
                 self.elapsed = time.monotonic() - began
-                self._look()
+                self._look(weights=True)
                 self._save()
             elif not last and self.batch % _LOOK_EVERY == 0:
                 self._look()
@@ -261,7 +267,7 @@ class _Run:
             self.on_epoch(record)
 
     def _train_batch(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Attack one batch, then one step of the optimizer; nothing here waits for the device."""
+        """Attack one batch, then one step; nothing but the attack waits for the device."""
         step, place = self._steps(), (self.epoch, self.batch)
         rank = self.fabric.global_rank
         if self.recipe.channels_last:
@@ -274,7 +280,11 @@ class _Run:
                 attack_seed = derive_seed(self.seed, "attack", *place, rank)
                 x_adv = self.objective.perturb(self.model, x, y, attack_seed)
         except NonFiniteOutput as e:
-            raise self._diverged("the network's output", step) from e
+            if self.fabric.world_size == 1:
+                raise self._diverged("the network's output", step) from e
+            # The other devices would wait for this one for ever; all stop at the next look.
+            self.sums.mark(step)
+            x_adv = x
 
         lr = self._rate(step)
         for group in self.optimizer.param_groups:
@@ -306,31 +316,13 @@ class _Run:
         """Clean and robust accuracy on the search-validation split, of the averaged weights."""
         if not self.validate:
             return None, None
-        results: tuple[float | None, float | None] = None, None
-        if self.fabric.is_global_zero:
-            results = self._measure()
-        shared: tuple[float | None, float | None] = self.fabric.broadcast(results)
-        return shared
-
-    def _measure(self) -> tuple[float, float | None]:
-        spec = self.recipe.validation_attack
         average = nullcontext() if self.average is None else self.average.applied()
         self.model.eval()
-        try:
-            with self.fabric.autocast(), average:
-                found = evaluate(
-                    self.model,
-                    self.validation_data,
-                    [] if spec is None else [spec],
-                    threat=self.threat,
-                    batch_size=self.recipe.batch_size,
-                    limit=self.recipe.validation_limit,
-                    seed=derive_seed(self.seed, "validation"),
-                )
-        except NonFiniteOutput as e:
-            raise self._diverged("the network's output", self._steps() - 1) from e
-        robust = next((result.accuracy for result in found.attacks.values()), None)
-        return found.clean, robust
+        with average:
+            found = self.validation(self.model)
+        if found is None:
+            raise self._diverged("the network's output", self._steps() - 1)
+        return found
 
     def _look(self, *, weights: bool = False) -> None:
         """Stop if the loss of any step so far, or a weight, is NaN or infinite."""

@@ -419,6 +419,8 @@ def test_two_devices_train_like_one(tmp_path):
     for name, tensor in one.model.state_dict().items():
         assert torch.allclose(tensor, two.model.state_dict()[name], atol=1e-4), name
     assert [r.loss for r in two.history] == pytest.approx([r.loss for r in one.history], rel=1e-3)
+    for record, other in zip(one.history, two.history, strict=True):
+        assert record.val_clean == pytest.approx(other.val_clean, abs=1 / 32)
     assert (tmp_path / "result.json").is_file()
 
 
@@ -444,12 +446,11 @@ def test_paths_that_are_not_taken_stay_the_same_on_two_devices():
 
 
 @pytest.mark.slow
-def test_divergence_on_two_devices_is_one_sentence():
-    recipe = Recipe(
-        epochs=2, batch_size=16, lr=1e38, loss="clean", devices=2, strategy="ddp_fork", **CPU
-    )
-    with pytest.raises(TrainingDiverged, match=r"^training diverged: .* epoch 1"):
-        train(network(), splits(), recipe, ThreatModel(), validate=False)
+@pytest.mark.parametrize("loss", ["clean", "madry"])
+def test_divergence_on_two_devices_is_one_sentence(loss):
+    recipe = Recipe(epochs=2, batch_size=16, loss=loss, devices=2, strategy="ddp_fork", **CPU)
+    with pytest.raises(TrainingDiverged, match=r"^training diverged: .* epoch 1, step 3,"):
+        train(network(), splits(), recipe, ThreatModel(), hook=Poison(2, float("nan")))
 
 
 @pytest.mark.slow
