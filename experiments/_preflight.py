@@ -56,6 +56,7 @@ def preflight(experiment: Experiment) -> DataSplits:
             "needs"
         )
     _check_space(experiment, data)
+    training_service(experiment)
     gpus = torch.cuda.device_count()
     local = experiment.nni.training_service.get("platform") == "local"
     if experiment.nni.trial_gpus > gpus and local:
@@ -127,6 +128,27 @@ def _check_space(experiment: Experiment, data: DataSplits) -> None:
             f"space '{experiment.space.name}' has {logits.shape[-1]} outputs, fewer than the "
             f"{data.num_classes} classes of {data.name}"
         )
+
+
+def training_service(experiment: Experiment) -> Any:
+    """NNI's own settings object of the training service.
+
+    Raises
+    ------
+    UserError
+        If NNI does not know the platform or one of the keys.
+    """
+    from nni.experiment.config.training_service import TrainingServiceConfig
+    from nni.experiment.config.utils import load_training_service_config
+
+    given = experiment.nni.training_service
+    try:
+        service = load_training_service_config(given)
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"nni.training_service: {given!r} is not allowed: {e}") from e
+    if not isinstance(service, TrainingServiceConfig):
+        raise UserError(f"nni.training_service: {given!r} names no platform of NNI, such as local or remote")
+    return service
 
 
 def check_port(port: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -69,8 +71,6 @@ def run_experiment(
     # Imported only now: a mistake in the file is told without waiting for torch and NNI.
     from ._preflight import check_port, check_writable, preflight
 
-    if settings.nni.engine == "ts":
-        check_port(settings.nni.port)
     check_writable(run)
     lock = filelock.FileLock(str(run / ".lock"))
     try:
@@ -78,10 +78,42 @@ def run_experiment(
     except filelock.Timeout:
         raise UserError(f"run folder '{run}' is in use by another nni-robust process") from None
     try:
+        _stop_orphans(run, report)
+        if settings.nni.engine == "ts":
+            check_port(settings.nni.port)
         data = preflight(settings)
-        return _search(settings, run, data, report)
+        with _terminate_as_interrupt():
+            return _search(settings, run, data, report)
     finally:
         lock.release()
+
+
+def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
+    """End what a killed process of this run left behind: NNI's manager and its trials outlive it."""
+    if not (run / "run.json").is_file():
+        return
+    from nni_robust.nni_adapter.experiment import stop_orphan
+
+    for earlier in read_json(run / "run.json")["nni"]:
+        if stop_orphan(earlier["id"]):
+            report(f"stopped NNI experiment {earlier['id']}, left over from a killed run")
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the run as Ctrl-C does: NNI stopped, the folder resumable."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open(
@@ -151,7 +183,7 @@ def _search(
 ) -> Path:
     from nni.runtime.log import silence_stdout
 
-    from nni_robust.nni_adapter.experiment import RobustNasExperiment, stop_orphan
+    from nni_robust.nni_adapter.experiment import RobustNasExperiment
     from nni_robust.nni_adapter.waiting import wait_for
     from nni_robust.report import build_report
 
@@ -161,9 +193,6 @@ def _search(
 
     silence_stdout()
     state = _State(run, settings)
-    for earlier in state.value["nni"]:
-        if stop_orphan(earlier["id"]):
-            report(f"stopped NNI experiment {earlier['id']}, left over from a killed run")
     write_yaml(run / "config.yaml", settings.as_mapping())
     store = Store(run / "store")
     space, evaluator, strategy = build_parts(settings, data, str(store.root))
@@ -213,8 +242,9 @@ def settings_candidates(strategy: Any, trials: int) -> int:
 
 
 def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
-    from nni.experiment.config.utils import training_service_config_factory
     from nni.nas.experiment import NasExperimentConfig
+
+    from ._preflight import training_service
 
     nni = settings.nni
     config = NasExperimentConfig(nni.engine, "simplified", "local")
@@ -226,10 +256,7 @@ def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
     config.trial_concurrency = nni.concurrency
     config.max_trial_number = trials
     config.trial_gpu_number = nni.trial_gpus
-    try:
-        config.training_service = training_service_config_factory(config=nni.training_service)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(f"nni.training_service: {nni.training_service!r} is not allowed: {e}") from e
+    config.training_service = training_service(settings)
     return config
 
 
