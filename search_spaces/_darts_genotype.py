@@ -18,7 +18,7 @@ import ast
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 from nni_robust.errors import UserError
 
@@ -139,7 +139,8 @@ def read_genotype(value: Any, kind: str | None = None) -> Genotype:
     for cell, cell_edges in edges.items():
         allowed = rule.concat(cell_edges)
         concat = fields.get(f"{cell}_concat", allowed)
-        if not isinstance(concat, (list, tuple, range)) or tuple(concat) != allowed:
+        listed = isinstance(concat, (list, tuple, range))
+        if not listed or tuple(concat[: len(allowed) + 1]) != allowed:
             raise UserError(
                 f"genotype: {cell}_concat: {concat!r} is not allowed; {list(allowed)} is, the "
                 + ("nodes that no node reads" if rule.loose_ends else "inner nodes")
@@ -170,23 +171,23 @@ def _parse(text: str) -> dict[str, Any]:
     )
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if _called(call) != "Genotype" or call.args:  # type: ignore[attr-defined]
+        if not _calls(call, "Genotype") or call.args or any(k.arg is None for k in call.keywords):
             raise UserError(problem)
-        fields = {}
-        for keyword in call.keywords:  # type: ignore[attr-defined]
+        fields: dict[str, Any] = {}
+        for keyword in call.keywords:
             node = keyword.value
-            if _called(node) == "range":
-                fields[keyword.arg] = list(range(*map(ast.literal_eval, node.args)))
+            if _calls(node, "range"):
+                fields[str(keyword.arg)] = range(*map(ast.literal_eval, node.args))
             else:
-                fields[keyword.arg] = ast.literal_eval(node)
+                fields[str(keyword.arg)] = ast.literal_eval(node)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise UserError(problem) from None
     return fields
 
 
-def _called(node: ast.AST) -> str | None:
-    """Name of the function that an expression calls, if it is one."""
-    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+def _calls(node: ast.AST, name: str) -> TypeGuard[ast.Call]:
+    """Whether an expression is a call of the function `name`."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 
 def _check_edges(cell: str, value: Any, kind: CellKind) -> Edges:

@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, cast
 
 from nni.nas.hub.pytorch.nasnet import NDS, AuxiliaryHead
+from nni.nas.nn.pytorch.base import ParametrizedModule
 from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
 from nni.nas.space import model_context
 from torch import Tensor, nn
@@ -174,10 +175,9 @@ class DartsSpace(NDS):  # type: ignore[misc]
         ``"nasnet"``: five nodes, of which those that no node reads are concatenated, and also
         ``sep_conv_7x7`` and ``conv_7x1_1x7``: the cells of NASNet-A and AmoebaNet-A. Such a space
         cannot become a supernet.
-    auxiliary
-        See :class:`DartsNetwork`.
-    drop_path
-        See :class:`DartsNetwork`; plain networks have it, a supernet never has.
+    auxiliary, drop_path
+        See :class:`DartsNetwork`. Networks in trials have them; a supernet, and what inherits its
+        weights, has no auxiliary head, and a supernet drops no paths.
 
     Raises
     ------
@@ -189,7 +189,6 @@ class DartsSpace(NDS):  # type: ignore[misc]
     validate: Callable[[Mapping[str, Any]], None]
     num_labels: int
     classifier: nn.Module
-    auxiliary_head: nn.Module
 
     def __init__(
         self,
@@ -211,14 +210,11 @@ class DartsSpace(NDS):  # type: ignore[misc]
             width=width,
             num_cells=cells,
             dataset=stem,
-            auxiliary_loss=auxiliary,
         )
         self.layout, self.cell, self.drop_path = layout, cell, drop_path
         if num_classes != self.num_labels:
             self.num_labels = num_classes
             self.classifier = nn.Linear(cast(int, self.classifier.in_features), num_classes)
-            if auxiliary:
-                self.auxiliary_head.classifier = nn.Linear(768, num_classes)
 
     @classmethod
     def create_fixed_module(
@@ -237,7 +233,9 @@ class DartsSpace(NDS):  # type: ignore[misc]
         return DartsNetwork(genotype, num_classes, width, cells, stem, auxiliary, drop_path)
 
     def extra_oneshot_hooks(self, strategy: Any) -> list[Callable[..., Any]]:
-        """Nothing that NNI's one-shot strategies do not know already.
+        """Keep NNI's one-shot strategies from replacing layers that hold no choice.
+
+        They would be slower, and NNI's batch norms do not count their batches.
 
         Raises
         ------
@@ -249,7 +247,7 @@ class DartsSpace(NDS):  # type: ignore[misc]
                 f"cell: {self.cell!r} is not allowed in a supernet, the widths of its networks "
                 "differ; 'darts' is"
             )
-        return []
+        return [_keep_layer]
 
     def freeze(self, sample: Mapping[str, Any]) -> DartsNetwork:
         """The plain network of a sample.
@@ -269,8 +267,8 @@ class DartsSpace(NDS):  # type: ignore[misc]
             If the sample is not in the space.
         """
         self.validate(sample)
-        genotype = sample_to_genotype(sample)
-        size = self.layout
+        genotype, size = sample_to_genotype(sample), self.layout
+        is_supernet = any(isinstance(module, PathSamplingCell) for module in self.modules())
         build = partial(
             DartsNetwork,
             genotype,
@@ -278,10 +276,10 @@ class DartsSpace(NDS):  # type: ignore[misc]
             size.width,
             size.cells,
             size.stem,
-            size.auxiliary,
+            size.auxiliary and not is_supernet,
             self.drop_path,
         )
-        if any(isinstance(module, PathSamplingCell) for module in self.modules()):
+        if is_supernet:
             return inherit_weights(build, self, partial(_supernet_name, genotype))
         return build().train(self.training)
 
@@ -322,6 +320,11 @@ def _check_drop_path(value: object) -> None:
         raise UserError(
             f"drop_path: {value!r} is not allowed; a probability of at least 0 and below 1 is"
         )
+
+
+def _keep_layer(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> bool:
+    """NNI's mutation hook; true ends the search for a replacement."""
+    return isinstance(module, ParametrizedModule) and not module.mutables
 
 
 def _supernet_name(genotype: Genotype, name: str) -> str:
