@@ -57,7 +57,8 @@ class _View(nn.Module):
         self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._victim(x).float()
+        # Some classes divide 0 by 0; the network sees no NaN, so one in its logits is its own.
+        return self._victim(x.nan_to_num(0.5, 1, 0)).float()
 
 
 @registry.attacks.register("torchattacks")
@@ -74,7 +75,8 @@ class TorchAttack(Attack):
         What becomes of a result outside the ball, which happens with minimum-norm attacks such as
         CW and DeepFool that know no radius. True moves it to the nearest picture in the ball
         (RobNet's "DeepFool bounded by 8/255"). False gives the clean picture back: only what the
-        attack itself found inside the ball counts.
+        attack itself found inside the ball counts. Where the class computes NaN, the clean picture
+        comes back in either case.
     targeted
         The labels given are the classes to reach; only for classes that can.
     label
@@ -127,10 +129,9 @@ class TorchAttack(Attack):
             built = self._build(_View(victim, x.device), classes, seed)
             self._aim(built, classes)
             adv: Tensor = built(x, y).detach().to(ball.x.dtype)
-        if self.project:
-            return adv
-        inside = (ball.project_(adv.clone()) - adv).abs().amax((1, 2, 3), keepdim=True) < 1e-6
-        return torch.where(inside, adv, ball.x)
+        far = (ball.project_(adv.clone()) - adv).abs().amax((1, 2, 3), keepdim=True)
+        failed = far.isnan() if self.project else ~(far < 1e-6)
+        return torch.where(failed, ball.x, adv)
 
     def _build(self, view: nn.Module, classes: int, seed: int) -> Any:
         """The torchattacks object for this network and batch."""

@@ -12,7 +12,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from nni_robust.attacks import attack
+from nni_robust.attacks import NonFiniteOutput, attack
 from nni_robust.attacks.torchattacks import _WRAPPERS, AutoAttack, TorchAttack
 from nni_robust.errors import UserError
 
@@ -163,6 +163,22 @@ def test_number_of_classes_comes_from_the_network() -> None:
     x, y = labelled(model)
     for name in ("APGDT", "FAB"):
         attack(f"torchattacks:{name}", eps=1e-4, steps=2)(model, x, y)
+
+
+def test_where_torchattacks_computes_nan_the_picture_comes_back() -> None:
+    """DeepFool divides by the size of a gradient; where a network is flat, that is 0/0."""
+    model = conv_net()
+    x, y = labelled(model)
+    bias = model[-1].bias.detach().clone()
+    model[-1].weight.data.zero_()
+    model[-1].bias.data.copy_(bias)
+    y = model(x).argmax(1)
+    assert torchattacks.DeepFool(model)(x, y).isnan().any()
+    for project in (True, False):
+        assert torch.equal(attack("torchattacks:DeepFool", project=project)(model, x, y), x)
+    model[-1].weight.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteOutput):
+        attack("torchattacks:DeepFool")(model, x, y)
 
 
 def test_network_without_parameters_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
