@@ -1,9 +1,9 @@
 """Train one architecture adversarially, attack it, report clean and robust accuracy.
 
-The evaluation of a candidate as in RobNet (CVPR 2020, section 3.2-3.3): inherit the supernet's weights
-where there is one, train a few epochs on adversarial examples, attack on the search-validation split.
-With no supernet it is plain adversarial training from scratch. The authors selected on the test set
-(robnet spec, j.7); here the search only ever sees the validation split.
+The evaluation of a candidate as in RobNet (CVPR 2020, section 3.2-3.3): inherit the supernet's
+weights where there is one, train a few epochs on adversarial examples, attack on the
+search-validation split. With no supernet it is plain adversarial training from scratch. The authors
+selected on the test set (robnet spec, j.7); here the search only ever sees the validation split.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _RECIPE_DEFAULTS: Mapping[str, Any] = {}
 class AdversarialTraining(StoredEvaluator):
     """Evaluate an architecture by adversarial training and attacks.
 
-    The final metric is a flat dict: ``default`` (the lowest accuracy under the attacks, what strategies
-    maximise), ``clean``, one key per attack such as ``pgd20@8/255``, ``params``, ``macs``, ``seconds``.
-    Accuracies lie in [0, 1]. The curve over epochs goes out as intermediate metrics.
+    The final metric is a flat dict: ``default`` (the lowest accuracy under the attacks, what
+    strategies maximise), ``clean``, one key per attack such as ``pgd20@8/255``, ``params``,
+    ``macs``, ``seconds``. Accuracies lie in [0, 1]. The curve over epochs goes out as intermediate
+    metrics.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ class AdversarialTraining(StoredEvaluator):
     score_limit
         Score on that many pictures only; None is the whole split.
     recalibrate_batches
-        Batches of training pictures for fresh batch-norm statistics of inherited weights (a supernet's
-        statistics mix all paths); 0 keeps the supernet's.
+        Batches of training pictures for fresh batch-norm statistics of inherited weights (a
+        supernet's statistics mix all paths); 0 keeps the supernet's.
     seed
         Seed of initialisation, training and attacks.
     store
@@ -121,10 +122,7 @@ class AdversarialTraining(StoredEvaluator):
         import torch
 
         torch.manual_seed(self.seed)
-        if self.supernet is None:
-            network = model.executable_model()
-        else:
-            network = self._inherited(model)
+        network = model.executable_model() if self.supernet is None else self._inherited(model)
         return self._assess(network, folder)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -133,7 +131,9 @@ class AdversarialTraining(StoredEvaluator):
 
     def _inherited(self, model: Any) -> nn.Module:
         if self.store is None:
-            raise UserError("evaluator.store: inheriting a supernet's weights needs the run's store")
+            raise UserError(
+                "evaluator.store: inheriting a supernet's weights needs the run's store"
+            )
         supernet = build_supernet(model.model.trace_copy().get(traceable=False))
         load_weights(supernet, Path(self.store, str(self.supernet), "weights.safetensors"))
         return inherit(supernet, dict(model.sample))

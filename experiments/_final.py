@@ -1,7 +1,7 @@
 """After the search: the winner and its rivals are trained from scratch and tested.
 
-Only here is the test split opened. The three networks are NNI trials like the candidates, so they run
-side by side, on any machine, and their curves are in the web UI.
+Only here is the test split opened. The three networks are NNI trials like the candidates, so they
+run side by side, on any machine, and their curves are in the web UI.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from nni.nas.space import ModelStatus
 
 from nni_robust.architecture import Architecture
+from nni_robust.architecture.space import open_space
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits
 from nni_robust.errors import UserError
-from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import draw_distinct
 from nni_robust.store import Store, read_records, write_json
@@ -112,7 +112,9 @@ def finish(
         rival, note = _equal_budget(experiment, data, space, best["sample"])
         jobs.append(("random", rival, robust, note))
     if "undefended" in final.rivals:
-        jobs.append(("undefended", best["sample"], clean, "the best architecture, trained on clean data"))
+        jobs.append(
+            ("undefended", best["sample"], clean, "the best architecture, trained on clean data")
+        )
 
     models = []
     for label, sample, recipe, _ in jobs:
@@ -139,7 +141,7 @@ def finish(
         architecture = _architecture(experiment, data, sample, f"{experiment.name}-{label}", note)
         weights = run / f"{label}.safetensors"
         shutil.copyfile(store.folder(key) / "weights.safetensors", weights)
-        dataclasses.replace(architecture, weights=weights.name).save(run / file)
+        dataclasses.replace(architecture, weights=weights).save(run / file)
         networks.append(
             {
                 "label": label,
@@ -179,11 +181,8 @@ def _equal_budget(
     experiment: Experiment, data: DataSplits, space: Any, best: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """The random architecture nearest to the winner in MACs, among a number of draws."""
-    import torch
-
     assert experiment.final is not None
-    with torch.device("meta"):
-        real = space_class(space)(*space.model.trace_args, **space.model.trace_kwargs)
+    real = open_space(experiment.space.name, experiment.space.arguments, data.num_classes)
     draws = draw_distinct(
         experiment.final.rival_draws,
         space.mutables,
@@ -191,10 +190,12 @@ def _equal_budget(
         weights=getattr(real, "sampling_weights", None),
         exclude=[best],
     )
-    aim = real.cost(best, data.input_shape).macs
-    costs = [real.cost(sample, data.input_shape).macs for sample in draws]
+    shape = data.input_shape
+    aim = _architecture(experiment, data, best, "best", "").cost(shape).macs
+    costs = [_architecture(experiment, data, s, "random", "").cost(shape).macs for s in draws]
     nearest = min(range(len(draws)), key=lambda i: (abs(costs[i] - aim), i))
     return draws[nearest], (
-        f"random architecture of equal budget: nearest in MACs ({costs[nearest] / aim - 1:+.1%}) of "
+        "random architecture of equal budget: nearest in MACs "
+        f"({costs[nearest] / aim - 1:+.1%}) of "
         f"{len(draws)} draws"
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nni_robust import registry
+from nni_robust.architecture.space import open_space
 from nni_robust.attacks import attack_from_spec
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits, load_task
@@ -47,12 +48,14 @@ def preflight(experiment: Experiment) -> DataSplits:
     for where, recipe in recipes.items():
         if recipe is not None and recipe.batch_size > len(data.train):
             raise UserError(
-                f"{where}.batch_size: {recipe.batch_size} is larger than the {len(data.train)} training "
+                f"{where}.batch_size: {recipe.batch_size} is larger than the {len(data.train)} "
+                "training "
                 f"pictures of {data.name}"
             )
     if getattr(strategy, "trials", None) is None and experiment.nni.trials is None:
         raise UserError(
-            f"nni.trials is missing: strategy '{experiment.strategy.name}' does not say how many trials it "
+            f"nni.trials is missing: strategy '{experiment.strategy.name}' does not say how "
+            "many trials it "
             "needs"
         )
     _check_space(experiment, data)
@@ -61,7 +64,8 @@ def preflight(experiment: Experiment) -> DataSplits:
     local = experiment.nni.training_service.get("platform") == "local"
     if experiment.nni.trial_gpus > gpus and local:
         raise UserError(
-            f"nni.trial_gpus: {experiment.nni.trial_gpus} is more than the {gpus} GPUs of this machine"
+            f"nni.trial_gpus: {experiment.nni.trial_gpus} is more than the {gpus} GPUs of this "
+            "machine"
         )
     return data
 
@@ -89,11 +93,9 @@ def build_strategy(experiment: Experiment) -> Any:
 
 
 def _build(known: registry.Registry, experiment: Experiment, section: str, given: Any) -> Any:
-    from .schema import parameters
-
     part = getattr(experiment, section)
     cls = known.get(part.name)
-    allowed = parameters(cls)
+    allowed = registry.constructor_arguments(cls)
     usable = {k: v for k, v in given.items() if allowed is None or k in allowed}
     try:
         return cls(**{**usable, **part.arguments})
@@ -107,10 +109,9 @@ def _check_space(experiment: Experiment, data: DataSplits) -> None:
     """Build one random network without weights and push a picture's shape through it."""
     import numpy as np
 
+    part = experiment.space
+    space = open_space(part.name, part.arguments, data.num_classes)
     with torch.device("meta"):
-        space = _build(
-            registry.search_spaces, experiment, "space", {"num_classes": data.num_classes}
-        )
         sample = draw_distinct(1, space.simplify(), np.random.RandomState(experiment.seed))[0]
         network = space.freeze(sample).eval()
         try:
@@ -147,7 +148,9 @@ def training_service(experiment: Experiment) -> Any:
     except (AttributeError, TypeError, ValueError) as e:
         raise UserError(f"nni.training_service: {given!r} is not allowed: {e}") from e
     if not isinstance(service, TrainingServiceConfig):
-        raise UserError(f"nni.training_service: {given!r} names no platform of NNI, such as local or remote")
+        raise UserError(
+            f"nni.training_service: {given!r} names no platform of NNI, such as local or remote"
+        )
     return service
 
 
@@ -163,7 +166,8 @@ def check_port(port: int) -> None:
         s.settimeout(2)
         if s.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(
-                f"nni.port: {port} is in use; choose a free one with --port, or stop what listens there "
+                f"nni.port: {port} is in use; choose a free one with --port, or stop what "
+                "listens there "
                 "('nnictl experiment list' names NNI's own)"
             )
 
@@ -182,4 +186,6 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise UserError(f"output folder '{folder}' cannot be written: {os.strerror(e.errno or 0)}") from e
+        raise UserError(
+            f"output folder '{folder}' cannot be written: {os.strerror(e.errno or 0)}"
+        ) from e

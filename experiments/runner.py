@@ -26,8 +26,16 @@ from .schema import Experiment, load_experiment
 __all__ = ["run_experiment"]
 
 _PACKAGES = (
-    "nni-robust nni torch torchvision torchattacks pytorch-lightning torchmetrics numpy scikit-learn"
-).split()
+    "nni-robust",
+    "nni",
+    "torch",
+    "torchvision",
+    "torchattacks",
+    "pytorch-lightning",
+    "torchmetrics",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def run_experiment(
@@ -46,7 +54,8 @@ def run_experiment(
     experiment
         Name of a shipped experiment, path of a YAML file, or, to resume, a run folder.
     out
-        Run folder; None is ``runs/<name>``, numbered where that is taken (or, to resume, the latest).
+        Run folder; None is ``runs/<name>``, numbered where that is taken (or, to resume, the
+        latest).
     resume
         Go on with a stopped run. No finished trial is repeated.
     port
@@ -89,7 +98,7 @@ def run_experiment(
 
 
 def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
-    """End what a killed process of this run left behind: NNI's manager and its trials outlive it."""
+    """End what a killed process of this run left behind: NNI's manager and its trials."""
     if not (run / "run.json").is_file():
         return
     from nni_robust.nni_adapter.experiment import stop_orphan
@@ -132,7 +141,9 @@ def _open(
     if not resume:
         run = Path(out) if out else _free(Path("runs", settings.name))
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UserError(f"output folder '{run}' is not empty; add --resume to go on with it, or choose another")
+            raise UserError(
+                f"output folder '{run}' is not empty; add --resume to go on, or choose another"
+            )
         return settings, run.resolve()
     run = Path(out) if out else _latest(Path("runs", settings.name))
     if not (run / "config.yaml").is_file():
@@ -178,9 +189,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _search(
-    settings: Experiment, run: Path, data: Any, report: Callable[[str], None]
-) -> Path:
+def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], None]) -> Path:
     from nni.runtime.log import silence_stdout
 
     from nni_robust.nni_adapter.experiment import RobustNasExperiment
@@ -262,7 +271,9 @@ def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
 
 def _threads(settings: Experiment) -> dict[str, str]:
     """Trials side by side share the cores; torch would give every one of them all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = settings.nni.trial_threads or max(1, cores // settings.nni.concurrency)
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 

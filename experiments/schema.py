@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +18,7 @@ from nni_robust.errors import UserError, nearest
 from nni_robust.task import Task
 from nni_robust.training import Recipe
 
-__all__ = ["Experiment", "Final", "NniSettings", "Part", "load_experiment", "parameters", "shipped"]
+__all__ = ["Experiment", "Final", "NniSettings", "Part", "load_experiment", "shipped"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Final:
     eps_factors
         Strengths of the accuracy-versus-eps curve, as multiples of the task's eps.
     rivals
-        ``random``: a random architecture of equal budget (nearest in MACs among `rival_draws`), same
-        recipe. ``undefended``: the winner trained on clean pictures.
+        ``random``: a random architecture of equal budget (nearest in MACs among `rival_draws`),
+        same recipe. ``undefended``: the winner trained on clean pictures.
     rival_draws
         Random architectures among which the one of equal budget is chosen.
     """
@@ -105,7 +104,11 @@ class NniSettings:
     __pydantic_config__ = strict
 
     def __post_init__(self) -> None:
-        for name, low, high in (("concurrency", 1, 1000), ("port", 1, 65535), ("trial_gpus", 0, 64)):
+        for name, low, high in (
+            ("concurrency", 1, 1000),
+            ("port", 1, 65535),
+            ("trial_gpus", 0, 64),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"nni.{name}: {value} is not allowed; {low} to {high} is")
@@ -197,7 +200,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for part in path:
         if place.get(part) is None:
             place[part] = {}
-        elif isinstance(place[part], str):  # a part written as its name alone
+        elif isinstance(place[part], str) and part in _PARTS:  # written as its name alone
             place[part] = {"name": place[part]}
         place = place[part]
         if not isinstance(place, dict):
@@ -248,8 +251,10 @@ def _part(section: str, value: Any) -> Part:
     arguments = copy.deepcopy(dict(value))
     name = arguments.pop("name", default)
     if not isinstance(name, str):
-        raise UserError(f"{section}.name: {name!r} is not allowed; allowed: {', '.join(known.names())}")
-    allowed = parameters(known.get(name))
+        raise UserError(
+            f"{section}.name: {name!r} is not allowed; allowed: {', '.join(known.names())}"
+        )
+    allowed = registry.constructor_arguments(known.get(name))
     if allowed is not None:
         for key in arguments:
             usable = [a for a in allowed if a not in _GIVEN[section]]
@@ -259,12 +264,3 @@ def _part(section: str, value: Any) -> Part:
                     f"(allowed: {', '.join(['name', *usable])})"
                 )
     return Part(name, arguments)
-
-
-def parameters(cls: Any) -> list[str] | None:
-    """Names that a class's constructor takes, or None where it takes any."""
-    parameters = inspect.signature(getattr(cls, "__wrapped__", cls)).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nni_robust.architecture import load_architecture as load_architecture
     from nni_robust.architecture import list_architectures as list_architectures
+    from nni_robust.architecture import load_architecture as load_architecture
     from nni_robust.attacks import attack as attack
     from nni_robust.evaluation import evaluate as evaluate
 

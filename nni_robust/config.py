@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,7 +40,7 @@ def parse_ratio(value: object) -> object:
 Ratio = Annotated[float, BeforeValidator(parse_ratio)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
@@ -69,7 +69,8 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: expected a mapping of settings, got {value!r}")
     try:
-        return _adapter(cls).validate_python(dict(value))  # type: ignore[no-any-return]
+        validated: T = _adapter(cls).validate_python(dict(value))  # type: ignore[arg-type]
+        return validated
     except ValidationError as e:
         raise UserError(_sentence(cls, e, where)) from None
 
@@ -79,7 +80,9 @@ def _sentence(cls: type[Any], error: ValidationError, where: str) -> str:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # a settings class refused the value in its own words
         return str(cause)
-    location = [part for part in first["loc"] if not str(part).startswith(("function-", "Annotated"))]
+    location = [
+        part for part in first["loc"] if not str(part).startswith(("function-", "Annotated"))
+    ]
     key = ".".join([where, *map(str, location)])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _descend(cls, location[:-1])

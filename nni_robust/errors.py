@@ -1,7 +1,7 @@
 """The one exception that users are meant to see.
 
-A :class:`UserError` is one clear sentence naming the key, the value and what is allowed. The command
-line prints it without a traceback and exits with code 2; library callers can catch it.
+A :class:`UserError` is one clear sentence naming the key, the value and what is allowed. The
+command line prints it without a traceback and exits with code 2; library callers can catch it.
 """
 
 from __future__ import annotations

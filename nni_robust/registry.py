@@ -1,19 +1,30 @@
 """Names to objects: spaces, strategies, evaluators, attacks and data sets, ours and third parties'.
 
-Everything that can be named in a YAML file is found here. A package adds its own by declaring an entry
-point in one of the groups of :data:`GROUPS`; the core registers its own attacks and data sets with the
-decorator. The core never imports the spokes: it meets them only through :meth:`Registry.get`.
+Everything that can be named in a YAML file is found here. A package adds its own by declaring an
+entry point in one of the groups of :data:`GROUPS`; the core registers its own attacks and data sets
+with the decorator. The core never imports the spokes: it meets them only through
+:meth:`Registry.get`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from nni_robust.errors import UserError, nearest
 
-__all__ = ["GROUPS", "Registry", "attacks", "datasets", "evaluators", "search_spaces", "strategies"]
+__all__ = [
+    "GROUPS",
+    "Registry",
+    "attacks",
+    "constructor_arguments",
+    "datasets",
+    "evaluators",
+    "search_spaces",
+    "strategies",
+]
 
 T = TypeVar("T")
 
@@ -67,12 +78,27 @@ class Registry:
                     return point.load()
                 except ImportError as e:
                     raise UserError(
-                        f"{self.kind} '{name}' is declared by {point.value} but cannot be imported: {e}"
+                        f"{self.kind} '{name}' is declared by {point.value} but cannot be "
+                        f"imported: {e}"
                     ) from e
         known = self.names()
         raise UserError(
             f"unknown {self.kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})"
         )
+
+
+def constructor_arguments(cls: Any) -> list[str] | None:
+    """Names of the arguments that a class or factory takes, or None where it takes any.
+
+    NNI hides constructors: those of traced classes behind ``__wrapped__``, those of model spaces
+    behind ``_init_wrapped``.
+    """
+    real = getattr(cls, "__wrapped__", cls)
+    parameters = inspect.signature(getattr(real, "_init_wrapped", real)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.name != "self"]
 
 
 search_spaces = Registry("search space", "nni_robust.search_spaces")

@@ -94,7 +94,8 @@ def draw_distinct(
             misses += 1
             if misses >= patience:
                 raise UserError(
-                    f"only {len(found)} of {number} candidates can be found: {patience} draws in a row gave no "
+                    f"only {len(found)} of {number} candidates can be found: {patience} draws "
+                    "in a row gave no "
                     "new one that the space and the bounds (strategy.require) allow"
                 )
     return found

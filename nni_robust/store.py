@@ -3,10 +3,10 @@
 * Whole files are written to a temporary name, flushed to disk and renamed (:func:`write_json`, …).
 * Logs of records are append-only JSON lines; a torn last line (a kill in the middle of a write) is
   dropped by the reader and cut off by the next writer.
-* :meth:`Store.once` makes a computation idempotent: its result is stored under a key, a second caller
-  (a trial that NNI starts again after a crash, a resumed strategy) gets the stored result, and one that
-  comes while the first still computes waits for it. The lock is the operating system's, so it goes with
-  the process that held it.
+* :meth:`Store.once` makes a computation idempotent: its result is stored under a key, a second
+  caller (a trial that NNI starts again after a crash, a resumed strategy) gets the stored result,
+  and one that comes while the first still computes waits for it. The lock is the operating
+  system's, so it goes with the process that held it.
 
 Nothing here is a pickle; a run folder from a stranger can be read safely.
 """
@@ -142,7 +142,8 @@ class Store:
     Parameters
     ----------
     root
-        Folder; made on first use. Trials on other machines need the same path (a shared file system).
+        Folder; made on first use. Trials on other machines need the same path (a shared file
+        system).
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -170,8 +171,8 @@ class Store:
         key
             Names the computation, see :func:`content_key`.
         compute
-            Called with the computation's folder; returns a JSON-able result. It may keep checkpoints
-            in that folder and continue from those that a killed predecessor left.
+            Called with the computation's folder; returns a JSON-able result. It may keep
+            checkpoints in that folder and continue from those that a killed predecessor left.
         """
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Supernets: all networks of a space in one set of shared weights (single-path one-shot).
 
-The supernet itself is NNI's: `RandomOneShot` turns any model space into one whose modules compute only
-the sampled path. This module adds what a robust search needs around it: setting a given path, and
-taking out one sub-network with the weights it inherits.
+The supernet itself is NNI's: `RandomOneShot` turns any model space into one whose modules compute
+only the sampled path. This module adds what a robust search needs around it: setting a given path,
+and taking out one sub-network with the weights it inherits.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def inherit(supernet: Any, sample: Sample) -> nn.Module:
 class PathSampler:
     """Training hook: before each batch the supernet takes a random path.
 
-    The batch is then attacked and trained as that path (RobNet, section 3.2, algorithm 1): weights of
-    other paths get no gradient, and so neither momentum nor weight decay moves them.
+    The batch is then attacked and trained as that path (RobNet, section 3.2, algorithm 1): weights
+    of other paths get no gradient, and so neither momentum nor weight decay moves them.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class PathSampler:
         self.mutables, self.weights = mutables, weights
 
     def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Draw a path with `generator`, which the training loop saves in its checkpoints."""
+        """Draw a path with `generator`, which the training loop seeds for every batch."""
         import numpy as np
 
         seed = int(torch.randint(2**31 - 1, (), generator=generator))

@@ -23,8 +23,8 @@ class Task:
     threat
         What the attacker may do.
     validation
-        Share of the training pictures that is split off for the search's decisions. The test split is
-        never used by a search.
+        Share of the training pictures that is split off for the search's decisions. The test split
+        is never used by a search.
     split_seed
         Seed of that split.
     train_limit, validation_limit, test_limit

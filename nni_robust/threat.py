@@ -1,7 +1,8 @@
 """Threat models: what an attacker may do to a picture.
 
-Pictures are floats in [0, 1], shape (N, C, H, W); eps is in the same pixel units, never in units of a
-normalised input (several of the seeds got this wrong; normalisation is a layer of the model here).
+Pictures are floats in [0, 1], shape (N, C, H, W); eps is in the same pixel units, never in units of
+a normalised input (several of the seeds got this wrong; normalisation is a layer of the model
+here).
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class ThreatModel:
     Parameters
     ----------
     norm
-        ``"linf"`` (largest pixel change) or ``"l2"`` (Euclidean length of the change of one picture).
+        ``"linf"`` (largest pixel change) or ``"l2"`` (Euclidean length of the change of one
+        picture).
     eps
-        Radius in pixel units. L∞: in [0, 1]. L2: finite and not negative. May be written ``"8/255"``.
+        Radius in pixel units. L∞: in [0, 1]. L2: finite and not negative. May be written
+        ``"8/255"``.
 
     Raises
     ------
@@ -47,7 +50,8 @@ class ThreatModel:
             raise UserError(f"threat.eps: {self.eps!r} is not allowed; a finite number >= 0 is")
         if self.norm == "linf" and self.eps > 1:
             raise UserError(
-                f"threat.eps: {self.eps!r} is not allowed for linf; pixels lie in [0, 1], so eps must too "
+                f"threat.eps: {self.eps!r} is not allowed for linf; pixels lie in [0, 1], so "
+                "eps must too "
                 f"(8/255 is {8 / 255:.4f})"
             )
 

@@ -1,7 +1,8 @@
 """What every trial of ours has in common: one result per question, kept in the run's store.
 
-A trial is asked for by NNI, by a resumed search, or by NNI again after a crash. Its key is made of all
-that determines the result, so whoever asks second gets the stored answer, and nothing is computed twice.
+A trial is asked for by NNI, by a resumed search, or by NNI again after a crash. Its key is made of
+all that determines the result, so whoever asks second gets the stored answer, and nothing is
+computed twice.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class StoredEvaluator(Evaluator):
     Attributes
     ----------
     phase
-        What the trial is, as the web UI and the records show it: ``"supernet"``, ``"candidate"``, ….
+        What the trial is, as the web UI and the records show it: ``"supernet"``, ``"candidate"``,
+        ….
     uses_sample
         Whether the architecture sampled for the trial plays a part (a supernet's does not).
     store
@@ -52,7 +54,8 @@ class StoredEvaluator(Evaluator):
         Parameters
         ----------
         model
-            NNI's executable model: `model.sample`, `model.model` (class and arguments of the space).
+            NNI's executable model: `model.sample`, `model.model` (class and arguments of the
+            space).
         folder
             Where checkpoints and weights belong, or None without a store.
 

@@ -26,8 +26,8 @@ __all__ = ["SupernetTraining"]
 class SupernetTraining(StoredEvaluator):
     """Adversarially train the supernet of the trial's space, one random path per batch.
 
-    Runs as a trial, so that NNI can put it on any machine and its web UI shows the curve. The weights go
-    into the store under the trial's key; candidates inherit them from there.
+    Runs as a trial, so that NNI can put it on any machine and its web UI shows the curve. The
+    weights go into the store under the trial's key; candidates inherit them from there.
 
     Parameters
     ----------

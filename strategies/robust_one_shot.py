@@ -1,16 +1,17 @@
 """One-shot robust search: RobNet's scheme, in its core form, on any NNI model space.
 
-Paper: Guo et al., "When NAS Meets Robustness", CVPR 2020 (arXiv 1911.10695v3), section 3.2, algorithm 1.
-Seed: gmh14/RobNets, which never contained the search.
+Paper: Guo et al., "When NAS Meets Robustness", CVPR 2020 (arXiv 1911.10695v3), section 3.2,
+algorithm 1. Seed: gmh14/RobNets, which never contained the search.
 
-1. Train a supernet: for each batch draw one path, attack that path, train it on the adversarial pictures.
-2. Draw candidates; each inherits the supernet's weights, gets a short adversarial fine-tuning and is
-   scored by white-box PGD on the search-validation split.
+1. Train a supernet: for each batch draw one path, attack that path, train it on the adversarial
+   pictures.
+2. Draw candidates; each inherits the supernet's weights, gets a short adversarial fine-tuning and
+   is scored by white-box PGD on the search-validation split.
 3. The best score wins.
 
-Differences from the paper, all on purpose: scores come from a validation split and not from the test
-set; candidates get fresh batch-norm statistics before fine-tuning (the supernet's mix all paths), which
-an evaluator setting turns off.
+Differences from the paper, all on purpose: scores come from a validation split and not from the
+test set; candidates get fresh batch-norm statistics before fine-tuning (the supernet's mix all
+paths), which an evaluator setting turns off.
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ class RobustOneShot(Strategy):
     candidates
         How many different architectures are evaluated (1,000 in the paper's study).
     supernet
-        Settings of the supernet's :class:`nni_robust.training.Recipe`; None is the evaluator's recipe.
+        Settings of the supernet's :class:`nni_robust.training.Recipe`; None is the evaluator's
+        recipe.
     uniform
         Draw choices with equal probability instead of the space's prior (RobNet's prior keeps each
         operation with probability 0.7).
     require
-        Bounds that every candidate keeps: a name to ``[lowest, highest]``, null for no bound. Names are
-        ``params`` and ``macs`` (for one picture of the task) and whatever the space's ``attributes(sample)``
-        gives, such as RobNet's ``density`` or ``convs``. Impossible bounds are refused before any training.
+        Bounds that every candidate keeps: a name to ``[lowest, highest]``, null for no bound. Names
+        are ``params`` and ``macs`` (for one picture of the task) and whatever the space's
+        ``attributes(sample)`` gives, such as RobNet's ``density`` or ``convs``. Impossible bounds
+        are refused before any training.
     seed
         Seed of candidates and supernet.
     """
@@ -103,7 +106,9 @@ class RobustOneShot(Strategy):
         if evaluator.store is None:
             raise UserError("strategy robust-one-shot needs an evaluator with a store folder")
         if (self.recipe or evaluator.recipe) is None:
-            raise UserError("strategy.supernet is missing: neither it nor evaluator.train says how to train")
+            raise UserError(
+                "strategy.supernet is missing: neither it nor evaluator.train says how to train"
+            )
         self._draw_candidates(model_space)
         engine.register_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
         return model_space
@@ -154,15 +159,14 @@ class RobustOneShot(Strategy):
         for name in self.require:
             if name not in known:
                 raise UserError(
-                    f"unknown key '{name}' in strategy.require{nearest(name, known)} (allowed for space "
+                    f"unknown key '{name}' in strategy.require{nearest(name, known)} (allowed "
+                    "for space "
                     f"{type(space).__name__}: {', '.join(known) or 'none'})"
                 )
 
         def keeps(sample: Sample) -> bool:
             values = measured(sample)
-            return all(
-                low <= values[name] <= high for name, (low, high) in self.require.items()
-            )
+            return all(low <= values[name] <= high for name, (low, high) in self.require.items())
 
         return keeps
 
@@ -238,11 +242,14 @@ def _bounds(require: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         )
         if not good:
             raise UserError(
-                f"strategy.require.{name}: {pair!r} is not allowed; [lowest, highest] is, null for no bound"
+                f"strategy.require.{name}: {pair!r} is not allowed; [lowest, highest] is, null "
+                "for no bound"
             )
         low = -math.inf if pair[0] is None else float(pair[0])
         high = math.inf if pair[1] is None else float(pair[1])
         if low > high:
-            raise UserError(f"strategy.require.{name}: the lowest, {low:g}, is above the highest, {high:g}")
+            raise UserError(
+                f"strategy.require.{name}: the lowest, {low:g}, is above the highest, {high:g}"
+            )
         bounds[name] = (low, high)
     return bounds

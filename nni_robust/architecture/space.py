@@ -8,20 +8,19 @@ line, a package declares it as an entry point and keeps to :class:`Space`::
 
 Its name then works as ``space: my-space`` in YAML. Only `num_classes` and what NNI asks of any
 model space are needed; the rest of :class:`Space` is used where it is there (without `cost`,
-networks are measured; without `cell_graphs`, nothing is drawn; without `decode`, files hold a
-sample, no code).
+networks are measured; without `attributes`, searches have bounds on parameters and MACs only;
+without `cell_graphs`, nothing is drawn; without `decode`, files hold a sample, no code).
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nni_robust.errors import UserError, nearest
-from nni_robust.registry import search_spaces
+from nni_robust.registry import constructor_arguments, search_spaces
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +48,13 @@ class Space(Protocol):
 
     def cost(self, sample: Mapping[str, Any], input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
         """Exact parameters and MACs of a sample's network, without building it."""
+
+    def attributes(self, sample: Mapping[str, Any]) -> dict[str, float]:
+        """Numbers that a study counts in a sample's network, without building it.
+
+        Such as the density of a RobNet. Searches take bounds on them by name, next to ``params``
+        and ``macs``, which are no names for an attribute. The names are the same for all samples.
+        """
 
     def cell_graphs(self, sample: Mapping[str, Any]) -> list[CellGraph]:
         """Drawings of the sample's cells or stages."""
@@ -140,11 +146,10 @@ def check_sample(space: Any, sample: Mapping[str, Any], where: str) -> None:
 def _find(name: str, space_args: Mapping[str, Any]) -> Any:
     """The class called `name`, after a look at the names of the arguments."""
     space = search_spaces.get(name)
-    # NNI wraps the constructor of a model space and keeps the original one under this name.
-    parameters = inspect.signature(getattr(space, "_init_wrapped", space)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    arguments = constructor_arguments(space)
+    if arguments is None:
         return space
-    known = [key for key in parameters if key not in ("self", "num_classes")]
+    known = [key for key in arguments if key != "num_classes"]
     for key in space_args:
         if key not in known:
             raise UserError(

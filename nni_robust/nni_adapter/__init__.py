@@ -8,7 +8,8 @@
                             finished trials replayed from the store
 ==========================  ========================================================================
 
-Found with NNI 3.0; :func:`check_version` refuses others, because every repair below was only tried there.
+Found with NNI 3.0; :func:`check_version` refuses others, because every repair below was only tried
+there.
 """
 
 from __future__ import annotations

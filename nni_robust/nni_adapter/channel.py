@@ -1,10 +1,11 @@
 """Every trial gets the parameters that NNI's manager recorded for it.
 
-NNI 3.0 keeps submitted parameters in one queue and hands the next to whichever trial asks first. With
-two trials starting together the pairs are often swapped (https://github.com/microsoft/nni/issues/5693),
-so that the web UI, the export and the strategy credit the wrong architecture. NNI lets a trial's channel
-be replaced through an environment variable; this one takes an entry off the queue, as the manager
-expects, but uses the one recorded for its own trial id.
+NNI 3.0 keeps submitted parameters in one queue and hands the next to whichever trial asks first.
+With two trials starting together the pairs are often swapped
+(https://github.com/microsoft/nni/issues/5693), so that the web UI, the export and the strategy
+credit the wrong architecture. NNI lets a trial's channel be replaced through an environment
+variable; this one takes an entry off the queue, as the manager expects, but uses the one recorded
+for its own trial id.
 
 Imports stay light: every trial process loads this module.
 """
@@ -57,8 +58,9 @@ class BoundChannel(TrialCommandChannelV3):
         Raises
         ------
         RuntimeError
-            If the manager does not tell within a minute which parameters belong to this trial. Going
-            on with whatever came off the queue would credit the result to another architecture.
+            If the manager does not tell within a minute which parameters belong to this trial.
+            Going on with whatever came off the queue would credit the result to another
+            architecture.
         """
         super().receive_parameter()  # takes one off the manager's queue, whosever it is
         trial = os.environ["NNI_TRIAL_JOB_ID"]

@@ -1,15 +1,16 @@
 """NNI's NAS experiment with the repairs that a search needs, and with results that are never lost.
 
 * `BoundChannel` in front of the trial command, `ReadableModelSpace` as the trial's parameters.
-* NNI gives its node manager three seconds to start, which a busy machine does not keep; here a minute.
+* NNI gives its node manager three seconds to start, which a busy machine does not keep; here a
+  minute.
 * NNI's listener thread dies on commands it does not know (the manager sends ``ImportData`` and
   ``AddCustomizedTrialJob``) and the search then waits for ever; here they are skipped.
-* An exception in a strategy's callback kills that thread as well; here it is kept and raised in the main
-  thread by the next call of the engine.
+* An exception in a strategy's callback kills that thread as well; here it is kept and raised in the
+  main thread by the next call of the engine.
 * NNI calls no callback for a model that the strategy let go of; here every submitted model is kept.
-* Engines answer models whose results are in the store at once, without a trial: a resumed search is the
-  same search run again, with its past replayed. So a strategy needs no saved state to go on, and NNI's
-  own checkpoint (a pickle that torch >= 2.6 refuses to load) is not used.
+* Engines answer models whose results are in the store at once, without a trial: a resumed search is
+  the same search run again, with its past replayed. So a strategy needs no saved state to go on,
+  and NNI's own checkpoint (a pickle that torch >= 2.6 refuses to load) is not used.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _TolerantChannel(TunerCommandChannel):
         while True:
             try:
                 return super().receive()
-            except ValueError as e:
+            except ValueError as e:  # noqa: PERF203
                 if "Unknown command type" not in str(e):
                     raise
                 _log.debug("skipped a command of the manager: %s", e)
@@ -55,8 +56,8 @@ class _TolerantChannel(TunerCommandChannel):
 class _Replay:
     """Mixed into an engine: finished models are answered from the store; counts against one budget.
 
-    It also keeps every submitted model: NNI's engine has weak references only, and calls no callback
-    for a model that the strategy let go of (its own `Random` does).
+    It also keeps every submitted model: NNI's engine has weak references only, and calls no
+    callback for a model that the strategy let go of (its own `Random` does).
     """
 
     def __init__(self, *args: Any) -> None:
@@ -85,8 +86,9 @@ class _Replay:
                 super().submit_models(model)  # type: ignore[misc]
             else:
                 model.status = ModelStatus.Training
-                self.dispatch_model_event(FinalMetricEvent(model, metrics))
-                self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Trained))
+                dispatch: Any = self.dispatch_model_event  # type: ignore[attr-defined]
+                dispatch(FinalMetricEvent(model, metrics))
+                dispatch(TrainingEndEvent(model, ModelStatus.Trained))
 
     def budget_available(self) -> bool:
         self._raise_callback_error()
@@ -180,7 +182,7 @@ class RobustNasExperiment(NasExperiment):
             super()._start_nni_manager(*args, **kwargs)
 
     def save_checkpoint(self) -> None:
-        """Nothing to do: a resumed run replays the results in the store (see this module's text)."""
+        """Nothing to do: a resumed run replays the results in the store."""
 
 
 @contextlib.contextmanager
@@ -226,4 +228,3 @@ def stop_orphan(experiment_id: str, patience: float = 20.0) -> bool:
                     left.kill()
             psutil.wait_procs(alive, timeout=5)
     return found
-

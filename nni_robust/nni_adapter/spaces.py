@@ -1,8 +1,9 @@
 """What a trial is sent, in a form that NNI's web UI can show.
 
 NNI 3.0 sends ``{'status', 'model_symbol', …, 'sample': {…}}`` as a trial's parameters, which the UI
-draws as ``[object Object]`` (compare https://github.com/microsoft/nni/issues/5686). The UI still honours
-NNI 2's key ``mutation_summary``; with it the parameters tab and the table show the architecture.
+draws as ``[object Object]`` (compare https://github.com/microsoft/nni/issues/5686). The UI still
+honours NNI 2's key ``mutation_summary``; with it the parameters tab and the table show the
+architecture.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def space_class(model: Any) -> Any:
 
 
 def summary(model: Any) -> dict[str, Any]:
-    """Readable parameters of one trial: its phase, the short code where the space has one, the labels."""
+    """Readable parameters of one trial: its phase, the space's short code, the labels."""
     shown: dict[str, Any] = {"phase": getattr(model.evaluator, "phase", "candidate")}
     if not getattr(model.evaluator, "uses_sample", True) or not model.sample:
         return shown
