@@ -205,8 +205,8 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     write_yaml(run / "config.yaml", settings.as_mapping())
     store = Store(run / "store")
     space, evaluator, strategy = build_parts(settings, data, str(store.root))
-    trials = getattr(strategy, "trials", None) or settings.nni.trials
-    recorder = Recorder(run, store, report, settings_candidates(strategy, trials))
+    trials = int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
+    recorder = Recorder(run, store, report, int(getattr(strategy, "candidates", trials)))
 
     def on_engine(engine: Any) -> None:
         recorder.listen(engine)
@@ -243,11 +243,6 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
             with contextlib.suppress(UserError):
                 build_report(run)
     return run
-
-
-def settings_candidates(strategy: Any, trials: int) -> int:
-    """Candidates among a strategy's trials, for the progress lines."""
-    return int(getattr(strategy, "candidates", trials))
 
 
 def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:

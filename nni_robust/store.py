@@ -131,9 +131,22 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def content_key(*parts: Any) -> str:
-    """A short stable name of JSON-able values: equal values, equal key, on every machine."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    """A short stable name of JSON-able values: equal values, equal key, on every machine.
+
+    Whole floats count as integers: NNI's manager is JavaScript and sends ``1.0`` on as ``1``.
+    """
+    text = json.dumps(_whole(parts), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_whole(inner) for inner in value]
+    return value
 
 
 class Store:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nni.mutable import MutableAnnotation
 from nni.nas.execution.event import ModelEventType
 from nni.nas.space import ModelStatus
 from nni.nas.strategy import Strategy
@@ -126,12 +125,7 @@ class RobustOneShot(Strategy):
             space = space_class(model_space)(
                 *model_space.model.trace_args, **model_space.model.trace_kwargs
             )
-        evaluator_choices = getattr(model_space.evaluator, "simplify", dict)()
-        mutables = {
-            label: m
-            for label, m in {**model_space.mutables, **evaluator_choices}.items()
-            if not isinstance(m, MutableAnnotation)
-        }
+        mutables = model_space.simplify()
         keeps = self._rule(space, mutables, model_space.evaluator)
         self.samples = draw_distinct(
             self.candidates,

@@ -65,6 +65,12 @@ def test_key_does_not_depend_on_order_but_on_every_value() -> None:
     assert content_key("a", "b") != content_key(["a", "b"])
 
 
+def test_key_survives_a_trip_through_javascript() -> None:
+    """JSON.parse and JSON.stringify turn 0.0 into 0; NNI's manager does that to every payload."""
+    assert content_key([0.0, 1.0, 2.5], {"a": (3.0,)}) == content_key([0, 1, 2.5], {"a": [3]})
+    assert content_key(True) != content_key(2)
+
+
 def test_once_computes_once_and_again_after_a_failure(tmp_path: Path) -> None:
     store = Store(tmp_path)
     calls = []
