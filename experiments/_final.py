@@ -15,7 +15,6 @@ import numpy as np
 from nni.nas.space import ModelStatus
 
 from nni_robust.architecture import Architecture
-from nni_robust.architecture.space import open_space
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits
 from nni_robust.errors import UserError
@@ -182,12 +181,10 @@ def _equal_budget(
 ) -> tuple[dict[str, Any], str]:
     """The random architecture nearest to the winner in MACs, among a number of draws."""
     assert experiment.final is not None
-    real = open_space(experiment.space.name, experiment.space.arguments, data.num_classes)
     draws = draw_distinct(
         experiment.final.rival_draws,
         space.mutables,
         np.random.RandomState(experiment.seed + 1),
-        weights=getattr(real, "sampling_weights", None),
         exclude=[best],
     )
     shape = data.input_shape

@@ -1,8 +1,7 @@
 """Drawing architectures from any NNI model space.
 
-NNI's own ``random()`` is uniform. A space may say what is likely instead: its attribute
-``sampling_weights`` maps a label to the probabilities of that choice's values (RobNet keeps each
-operation with probability 0.7, for example).
+A choice may have a prior (NNI's ``Categorical(values, weights=…)``): RobNet keeps each operation
+with probability 0.7, for example. Draws follow it unless they are asked to be uniform.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ Sample = dict[str, Any]
 def draw(
     mutables: Mapping[str, Any],
     rng: np.random.RandomState,
-    weights: Mapping[str, list[float]] | None = None,
+    *,
+    uniform: bool = False,
 ) -> Sample:
     """Draw one sample.
 
@@ -34,16 +34,15 @@ def draw(
         A space's ``simplify()``: label to choice.
     rng
         Source of randomness (NNI's own kind).
-    weights
-        Probabilities of the values of some labels; the others are uniform.
+    uniform
+        Leave the priors of the choices out.
     """
     sample: Sample = {}
     for label, mutable in mutables.items():
         if isinstance(mutable, MutableAnnotation):
             continue
-        probabilities = (weights or {}).get(label)
-        if probabilities is not None and isinstance(mutable, Categorical):
-            sample[label] = mutable.values[int(rng.choice(len(mutable.values), p=probabilities))]
+        if uniform and isinstance(mutable, Categorical):
+            sample[label] = mutable.values[int(rng.randint(len(mutable.values)))]
         else:
             sample[label] = mutable.random({}, rng)
     return sample
@@ -54,7 +53,7 @@ def draw_distinct(
     mutables: Mapping[str, Any],
     rng: np.random.RandomState,
     *,
-    weights: Mapping[str, list[float]] | None = None,
+    uniform: bool = False,
     accept: Callable[[Sample], bool] | None = None,
     exclude: list[Sample] | None = None,
     patience: int = 2000,
@@ -65,7 +64,7 @@ def draw_distinct(
     ----------
     number
         How many.
-    mutables, rng, weights
+    mutables, rng, uniform
         See :func:`draw`.
     accept
         Rule that a sample has to keep, such as a budget.
@@ -83,7 +82,7 @@ def draw_distinct(
     found: list[Sample] = []
     misses = 0
     while len(found) < number:
-        sample = draw(mutables, rng, weights)
+        sample = draw(mutables, rng, uniform=uniform)
         key = content_key(sample)
         keeps = all(m.check_contains(sample) is None for m in mutables.values())
         if keeps and key not in known and (accept is None or accept(sample)):

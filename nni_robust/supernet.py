@@ -65,16 +65,17 @@ class PathSampler:
     ----------
     mutables
         The space's ``simplify()``, taken before it became a supernet.
-    weights
-        Prior of the choices, see :func:`nni_robust.sampling.draw`.
+    uniform
+        Leave the priors of the choices out, see :func:`nni_robust.sampling.draw`.
     """
 
-    def __init__(self, mutables: Any, weights: Any = None) -> None:
-        self.mutables, self.weights = mutables, weights
+    def __init__(self, mutables: Any, uniform: bool = False) -> None:
+        self.mutables, self.uniform = mutables, uniform
 
     def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
         """Draw a path with `generator`, which the training loop seeds for every batch."""
         import numpy as np
 
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        set_path(model, draw(self.mutables, np.random.RandomState(seed), self.weights))
+        rng = np.random.RandomState(seed)
+        set_path(model, draw(self.mutables, rng, uniform=self.uniform))

@@ -11,7 +11,7 @@ network ends in a global average pool, so that other sizes than 224 pixels use t
 
 Reading order: the code of a cell (`_robnet_code`), the macro layout and its cost
 (`_robnet_layout`), layers and cell (`_robnet_layers`), the network and the space (here), NNI's
-forms of a choice (`_robnet_choice`).
+forms of a choice (`_robnet_choice`), denoising blocks (`_denoising`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
 from ._base import inherit_weights
+from ._denoising import Denoise
 from ._robnet_choice import DifferentiableEdge, EdgeChoice, SampledEdge
 from ._robnet_code import (
     EDGES,
@@ -36,17 +37,21 @@ from ._robnet_code import (
     Code,
     check_code,
     code_to_sample,
+    count_convs,
+    count_identities,
+    density,
+    direct_share,
     edge_label,
     sample_to_code,
 )
 from ._robnet_layers import Cell, ConvSkip, Edge, edge_stride, make_stem
-from ._robnet_layout import Layout, Stem
+from ._robnet_layout import Denoising, Layout, Stem
 
 __all__ = ["RobNet", "RobNetSpace"]
 
 
 class _Backbone(nn.Module):
-    """Stem, cells and classifier; how an edge is made is left to the caller."""
+    """Stem, cells, denoising and classifier; how an edge is made is left to the caller."""
 
     layout: Layout
     stem: nn.Module
@@ -60,6 +65,7 @@ class _Backbone(nn.Module):
         self.layout = layout
         for name, stem in make_stem(layout.init_channels, layout.stem).items():
             setattr(self, name, stem)
+        cells = layout.cell_layouts()
         self.cells = nn.ModuleList(
             Cell(
                 cell,
@@ -68,7 +74,13 @@ class _Backbone(nn.Module):
                     for edge in range(len(EDGES))
                 ],
             )
-            for index, cell in enumerate(layout.cell_layouts())
+            for index, cell in enumerate(cells)
+        )
+        self.denoise = nn.ModuleDict(  # by the number of the cell that a block comes after
+            {
+                str(index): Denoise(kind, 4 * cells[index].channels)
+                for index, kind in layout.denoisers.items()
+            }
         )
         self.classifier = nn.Linear(layout.out_channels, layout.num_classes)
 
@@ -80,8 +92,10 @@ class _Backbone(nn.Module):
             s1 = self.stem1(s0)
         else:
             s0 = s1 = self.stem(x)
-        for cell in self.cells:
+        for index, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1)
+            if str(index) in self.denoise:
+                s1 = self.denoise[str(index)](s1)
         logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))
         return logits
 
@@ -101,6 +115,10 @@ class RobNet(_Backbone):
         Number of cells, at least 3.
     stem
         ``"cifar"``: sides of pictures divisible by 4. ``"imagenet"``: by 32.
+    denoise
+        Denoising block after the last cell of each stage: ``"gaussian"``, ``"dot"``, ``"mean"``,
+        ``"median"`` or None, or a list of three of them. A Gaussian one in the first stage costs
+        much, because it compares all positions of the largest feature map with each other.
 
     Raises
     ------
@@ -115,6 +133,7 @@ class RobNet(_Backbone):
         init_channels: int = 36,
         cells: int = 20,
         stem: Stem = "cifar",
+        denoise: Denoising = None,
     ) -> None:
         super().__init__()
         codes = check_code(code, cells)
@@ -124,7 +143,7 @@ class RobNet(_Backbone):
             digit = codes[cell if len(codes) > 1 else 0][edge]
             return Edge(STATES[int(digit)], channels, stride)
 
-        self._assemble(Layout(num_classes, init_channels, cells, stem), make_edge)
+        self._assemble(Layout(num_classes, init_channels, cells, stem, denoise), make_edge)
 
 
 class RobNetSpace(ModelSpace, _Backbone):
@@ -138,8 +157,9 @@ class RobNetSpace(ModelSpace, _Backbone):
 
     Parameters
     ----------
-    num_classes, init_channels, cells, stem
-        See :class:`RobNet`.
+    num_classes, init_channels, cells, stem, denoise
+        See :class:`RobNet`. Denoising blocks belong to every network of the space and are no
+        choice; in a supernet all paths share them.
     cell_free
         Give every cell a code of its own.
     keep_probability
@@ -163,6 +183,7 @@ class RobNetSpace(ModelSpace, _Backbone):
         cell_free: bool = False,
         stem: Stem = "cifar",
         keep_probability: float = 0.7,
+        denoise: Denoising = None,
     ) -> None:
         super().__init__()
         if type(keep_probability) not in (int, float) or not 0 < keep_probability <= 1:
@@ -172,7 +193,7 @@ class RobNetSpace(ModelSpace, _Backbone):
             )
         if not isinstance(cell_free, bool):
             raise UserError(f"cell_free: {cell_free!r} is not allowed; true or false is")
-        layout = Layout(num_classes, init_channels, cells, stem)
+        layout = Layout(num_classes, init_channels, cells, stem, denoise)
         self.cell_free = cell_free
         p = float(keep_probability)
         weights = [(1 - p) ** 2, p * (1 - p), p * (1 - p), p**2]
@@ -187,8 +208,6 @@ class RobNetSpace(ModelSpace, _Backbone):
             return EdgeChoice(ConvSkip(channels, stride), choices[label])
 
         self._assemble(layout, make_edge)
-        #: Prior probabilities of the values of each choice; NNI's `Random` keeps to them as well.
-        self.sampling_weights = {label: list(weights) for label in choices}
 
     @classmethod
     def create_fixed_module(
@@ -200,9 +219,10 @@ class RobNetSpace(ModelSpace, _Backbone):
         cell_free: bool = False,
         stem: Stem = "cifar",
         keep_probability: float = 0.7,
+        denoise: Denoising = None,
     ) -> RobNet:
         """What the constructor gives in a trial: the plain network (called by NNI)."""
-        return RobNet(sample_to_code(sample), num_classes, init_channels, cells, stem)
+        return RobNet(sample_to_code(sample), num_classes, init_channels, cells, stem, denoise)
 
     @classmethod
     def extra_oneshot_hooks(cls, strategy: Any) -> list[Callable[..., Any]]:
@@ -230,15 +250,36 @@ class RobNetSpace(ModelSpace, _Backbone):
         """
         self.validate(sample)
         code = sample_to_code(sample)
-        layout = self.layout
-        build = partial(
-            RobNet, code, layout.num_classes, layout.init_channels, layout.cells, layout.stem
-        )
+        build = partial(RobNet, code, **vars(self.layout))
         return inherit_weights(build, self, partial(_supernet_name, check_code(code)))
 
     def cost(self, sample: Mapping[str, Any], input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
         """Parameters and MACs of a sample's network for one picture, in closed form."""
         return self.layout.cost(check_code(sample_to_code(sample)), input_shape)
+
+    def attributes(self, sample: Mapping[str, Any]) -> dict[str, float]:
+        """What the paper's studies count in a sample (sections 3.3 and 3.4).
+
+        Means over the cells where each cell has a code of its own, so that the paper's budgets
+        (small: at most 7 convolutions, medium: 8 to 10, large: at least 11) mean the same there.
+
+        Returns
+        -------
+        dict[str, float]
+            ``convs`` and ``identities``: edges of a cell that hold one, 0 to 14. ``density``: share
+            of all 28 bits that are on. ``direct_share_edges``: share of the five direct edges that
+            hold a convolution. ``direct_share_convs``: share of the convolutions that are on direct
+            edges, of all cells together; 0 without any.
+        """
+        code = sample_to_code(sample)
+        cells = len(check_code(code))
+        return {
+            "convs": count_convs(code) / cells,
+            "identities": count_identities(code) / cells,
+            "density": density(code),
+            "direct_share_edges": direct_share(code, "direct_edges"),
+            "direct_share_convs": direct_share(code, "convs"),
+        }
 
     @classmethod
     def decode(

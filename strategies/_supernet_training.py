@@ -74,7 +74,6 @@ class SupernetTraining(StoredEvaluator):
         torch.manual_seed(self.seed)
         space = model.model.trace_copy().get(traceable=False)
         mutables = space.simplify()
-        prior = None if self.uniform else getattr(space, "sampling_weights", None)
         supernet = build_supernet(space).to(default_device())
         set_path(supernet, draw(mutables, np.random.RandomState(self.seed)))
         result = train(
@@ -84,7 +83,7 @@ class SupernetTraining(StoredEvaluator):
             self.task.threat,
             folder=folder / "checkpoints",
             seed=self.seed,
-            hook=PathSampler(mutables, prior),
+            hook=PathSampler(mutables, self.uniform),
             on_epoch=_report,
             validate=False,  # one path's accuracy says little; candidates are measured one by one
         )

@@ -131,7 +131,7 @@ class RobustOneShot(Strategy):
             self.candidates,
             mutables,
             np.random.RandomState(self.seed),
-            weights=None if self.uniform else getattr(space, "sampling_weights", None),
+            uniform=self.uniform,
             accept=lambda sample: model_space.contains(sample) and keeps(sample),
         )
 

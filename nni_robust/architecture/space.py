@@ -40,9 +40,6 @@ class Space(Protocol):
     anyway.
     """
 
-    #: Optional prior: label to the probabilities of the choice's values. Absent means uniform.
-    sampling_weights: dict[str, list[float]]
-
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         """The plain network of a sample; of a trained supernet with copies of its weights."""
 

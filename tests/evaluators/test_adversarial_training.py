@@ -1,0 +1,122 @@
+"""The evaluator outside and inside of NNI's format: metrics, store, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nni
+import pytest
+import torch
+from nni.nas.space import SimplifiedModelSpace
+
+from nni_robust import evaluate
+from nni_robust.cost import measure_cost
+from nni_robust.data import load_task
+from nni_robust.errors import UserError
+from nni_robust.evaluators import AdversarialTraining
+from nni_robust.search_spaces import RobNet, RobNetSpace
+from nni_robust.store import Store
+from nni_robust.task import Task
+from nni_robust.threat import ThreatModel
+
+TASK: dict[str, Any] = {
+    "threat": {"eps": 0.1},
+    "train_limit": 96,
+    "validation_limit": 48,
+    "test_limit": 24,
+}
+TRAIN: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 48,
+    "lr": 0.05,
+    "attack": {"steps": 1},
+    "validation_attack": None,
+}
+
+
+def network() -> RobNet:
+    torch.manual_seed(0)
+    return RobNet("33123210120232", 10, 2, 3)
+
+
+def test_metrics_are_those_of_an_independent_measurement() -> None:
+    evaluator = AdversarialTraining(task=TASK, train=None, attacks=["fgsm", "pgd5"])
+    net = network()
+    metrics = evaluator.evaluate(net)["metrics"]
+    task = Task(train_limit=96, validation_limit=48, threat=ThreatModel(eps=0.1))
+    other = evaluate(net, load_task(task).validation, ["fgsm", "pgd5"], threat=task.threat)
+    assert {k: metrics[k] for k in other.metrics()} == other.metrics()
+    assert metrics["default"] == min(metrics["fgsm@0.1"], metrics["pgd5@0.1"])
+    cost = measure_cost(net, (3, 8, 8))
+    assert (metrics["params"], metrics["macs"]) == (cost.params, cost.macs)
+    assert all(isinstance(v, (int, float)) for v in metrics.values())
+
+
+def test_training_changes_the_network_and_reports_its_curve() -> None:
+    net = network()
+    before = net.classifier.weight.clone()
+    record = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"]).evaluate(net)
+    assert not torch.equal(before, net.classifier.weight)
+    assert [h["epoch"] for h in record["history"]] == [1]
+
+
+def frozen(evaluator: Any, code: str = "33123210120232") -> Any:
+    space = RobNetSpace(num_classes=10, init_channels=2, cells=3)
+    model = SimplifiedModelSpace.from_model(space, evaluator)
+    return model.freeze(RobNetSpace.decode(code, cells=3))
+
+
+def test_same_question_same_key_other_question_other_key(tmp_path: Path) -> None:
+    evaluator = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"], store=str(tmp_path))
+    model = frozen(evaluator)
+    key = evaluator.key(model)
+    assert key == evaluator.key(frozen(evaluator))
+    assert key == evaluator.variant(store="elsewhere").key(model)  # where it is kept plays no part
+    keys = {
+        key,
+        evaluator.key(frozen(evaluator, "33333131231113")),
+        evaluator.variant(seed=1).key(model),
+        evaluator.variant(attacks=["pgd5"]).key(model),
+        evaluator.variant(split="test").key(model),
+        evaluator.variant(train=None).key(model),
+    }
+    assert len(keys) == 6
+    # A trial gets the model through JSON; it must find the same key.
+    sent: Any = nni.load(nni.dump(model))
+    assert sent.evaluator.key(sent) == key
+
+
+def test_a_stored_result_is_not_measured_again(tmp_path: Path) -> None:
+    evaluator = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"], store=str(tmp_path))
+    model = frozen(evaluator)
+    assert evaluator.finished(model) is None
+    record = evaluator._execute(model)
+    assert evaluator.finished(model) == record["metrics"]
+    weights = Store(tmp_path).folder(evaluator.key(model)) / "weights.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert evaluator._execute(model) == record
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_the_test_split_stays_shut_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nni_robust.data import DataSplits
+
+    opened = []
+    monkeypatch.setattr(DataSplits, "test", property(lambda self: opened.append(self.name)))
+    AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"]).evaluate(network())
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"attacks": []}, "at least one attack"),
+        ({"split": "train"}, "split: 'train' is not allowed"),
+        ({"task": {"dataset": "digits", "treat": 1}}, "did you mean 'threat'"),
+        ({"train": {"loss": "maddry"}}, "maddry"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        AdversarialTraining(**arguments)
