@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from .baseline import BaselineSpace
 from .darts import DartsNetwork, DartsSpace, Genotype, canonical_form, isomorphic
 from .robnet import RobNet, RobNetSpace
 from .wide_resnet import WideResNet, WideResNetConfig, WideResNetSpace
 
 __all__ = [
+    "BaselineSpace",
     "DartsNetwork",
     "DartsSpace",
     "Genotype",

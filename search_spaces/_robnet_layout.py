@@ -16,11 +16,15 @@ from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
 from ._base import at_least
+from ._denoising import denoise_cost, one_per_stage
 from ._robnet_code import INPUT_EDGES
 
-__all__ = ["CellLayout", "Layout", "Stem"]
+__all__ = ["CellLayout", "Denoising", "Layout", "Stem"]
 
 Stem = Literal["cifar", "imagenet"]
+
+#: A variant of `_denoising.DENOISERS` for all stages, or one (or None) per stage.
+Denoising = str | Sequence[str | None] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Layout:
         Number of cells, at least 3.
     stem
         ``"cifar"`` keeps the resolution, ``"imagenet"`` divides it by 8.
+    denoise
+        Denoising block at the end of each of the three stages, see `_denoising`: None, the name of
+        a variant, or a list of three such.
 
     Raises
     ------
@@ -70,6 +77,7 @@ class Layout:
     init_channels: int = 36
     cells: int = 20
     stem: Stem = "cifar"
+    denoise: Denoising = None
 
     def __post_init__(self) -> None:
         at_least("num_classes", self.num_classes, 1)
@@ -82,11 +90,20 @@ class Layout:
                 f"init_channels: {self.init_channels} is not allowed with the ImageNet stem, "
                 "which halves it; an even number is"
             )
+        one_per_stage(self.denoise, 3)
 
     @property
     def reductions(self) -> tuple[int, int]:
         """Indices of the two reduction cells."""
         return self.cells // 3, 2 * self.cells // 3
+
+    @property
+    def denoisers(self) -> dict[int, str]:
+        """Denoising blocks by the cell that they come after: the last cell of a stage."""
+        first, second = self.reductions
+        ends = (first - 1, second - 1, self.cells - 1)
+        kinds = one_per_stage(self.denoise, 3)
+        return {end: kind for end, kind in zip(ends, kinds, strict=True) if kind is not None}
 
     @property
     def out_channels(self) -> int:
@@ -157,10 +174,9 @@ class Layout:
             height, width = height // 2, width // 2
         else:
             params, macs = 87 * c, 81 * c * height * width
-        cells = self.cell_layouts()
-        for cell, code in zip(
-            cells, codes if len(codes) > 1 else [codes[0]] * len(cells), strict=True
-        ):
+        denoisers = self.denoisers
+        codes = codes if len(codes) > 1 else [codes[0]] * self.cells
+        for index, (cell, code) in enumerate(zip(self.cell_layouts(), codes, strict=True)):
             w = cell.channels
             preprocessing = sum(cell.inputs) * w
             params += preprocessing
@@ -174,5 +190,8 @@ class Layout:
                     weights += w * w * (int(digit) // 2)
                 params += weights
                 macs += weights * height * width
+            if index in denoisers:
+                block = denoise_cost(denoisers[index], 4 * w, height, width)
+                params, macs = params + block.params, macs + block.macs
         head = self.out_channels * self.num_classes
         return Cost(params=params + head + self.num_classes, macs=macs + head)
