@@ -190,6 +190,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], None]) -> Path:
+    from nni.experiment import RunMode
     from nni.runtime.log import silence_stdout
 
     from nni_robust.nni_adapter.experiment import RobustNasExperiment
@@ -228,7 +229,8 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     status = "failed"
     with _inside(run / "trial_code"):
         try:
-            nas.start(settings.nni.port)
+            # Detached, the manager writes to its own log and not to this terminal.
+            nas.start(settings.nni.port, run_mode=RunMode.Detach)
             wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
             save_best(run, settings, data, nas.engine)
             report("the search is done; training the final networks")

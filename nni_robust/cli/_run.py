@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 from nni_robust.cli._arguments import add_json, port_number
 from nni_robust.cli._console import print_json, say
@@ -51,16 +53,44 @@ def execute(args: argparse.Namespace) -> int:
         report=say if args.json else _line,
     )
     if args.json:
-        from nni_robust.store import read_json
-
-        print_json(
-            {
-                "folder": str(folder),
-                "report": str(folder / "report.html"),
-                "final": read_json(folder / "final.json"),
-            }
-        )
+        print_json(_outcome(folder))
+    else:
+        _summary(folder)
     return 0
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """What a program wants to know of a finished run."""
+    from nni_robust.store import read_json
+
+    final = folder / "final.json"
+    return {
+        "folder": str(folder),
+        "best": str(folder / "best.yaml"),
+        "report": str(folder / "report.html"),
+        "final": read_json(final) if final.is_file() else None,
+    }
+
+
+def _summary(folder: Path) -> None:
+    """Tables of the candidates and of the final networks, and where everything lies."""
+    from rich.console import Console
+
+    from nni_robust.report import candidates_table, final_table
+    from nni_robust.store import read_json, read_records
+
+    # Where nobody watches, lines may be as long as the tables need.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(candidates_table(read_records(folder / "candidates.jsonl"), limit=20))
+    if (folder / "final.json").is_file():
+        console.print(final_table(read_json(folder / "final.json")))
+    for title, name in (
+        ("best architecture", "best.yaml"),
+        ("its weights", "best.safetensors"),
+        ("report", "report.html"),
+    ):
+        if (folder / name).is_file():
+            print(f"{title}: {folder / name}", flush=True)
 
 
 def _line(text: str) -> None:

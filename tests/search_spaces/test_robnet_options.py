@@ -130,7 +130,7 @@ def test_other_settings_are_refused(make: Any) -> None:
 
 
 def test_the_zoo_has_the_denoised_network() -> None:
-    architecture = load_architecture("robnet-large-denoise")
+    architecture = load_architecture("denoise-robnet-large")
     assert architecture.code() == load_architecture("robnet-large").code()
     # 144, 288 and 576 channels at 32, 16 and 8 pixels; embeddings have half of the channels.
     weights = sum(c * c + 2 * c for c in (144, 288, 576)) + 288**2 + 576**2
