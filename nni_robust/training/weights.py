@@ -129,7 +129,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     if path.suffix != ".safetensors":
         raise UserError(
             f"weights file '{path}': the ending '{path.suffix}' is not allowed; "
-            "allowed: .safetensors, .pt, .pth"
+            "allowed: .safetensors, .pt, .pth (`nni-robust convert` reads training checkpoints)"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -144,13 +144,19 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     if version < SAFE_TORCH:
         raise UserError(
             f"'{path}' holds pickled weights, which torch {torch.__version__} cannot read safely; "
-            "torch 2.10 or newer can, or convert the file to .safetensors"
+            "torch 2.10 or newer can"
         )
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
+    except pickle.UnpicklingError:
+        # torch's own sentence advises weights_only=False, which would run the file's code.
+        raise UserError(
+            f"'{path}' is damaged or holds more than tensors; `nni-robust convert` reads the "
+            "tensors of such a checkpoint safely"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"'{path}' is damaged or holds more than tensors: {reason}") from None
+        raise UserError(f"'{path}' is damaged: {reason}") from None
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     if not isinstance(value, dict) or not all(isinstance(t, torch.Tensor) for t in value.values()):
