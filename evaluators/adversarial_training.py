@@ -18,7 +18,7 @@ from torch import nn
 
 from nni_robust.config import as_mapping, parse
 from nni_robust.cost import measure_cost
-from nni_robust.data import load_task
+from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
 from nni_robust.evaluation import eps_curve, evaluate
 from nni_robust.supernet import build_supernet, inherit
@@ -67,6 +67,16 @@ class AdversarialTraining(StoredEvaluator):
         ``"validation"`` for a search; ``"test"`` only for the final networks, after the search.
     eps_values
         Strengths of an accuracy-versus-eps curve, in pixel units; empty for none.
+    fsp
+        Measure the FSP distance of each cell, and the accuracies that go with it, on that many
+        validation pictures; None is off. It is measured on the weights that a network inherits,
+        before they are fine-tuned (RobNet, section 3.5), with the attack of the training; a network
+        that is trained from scratch has no such weights, and is not measured.
+
+    Raises
+    ------
+    UserError
+        If a setting is impossible.
     """
 
     def __init__(
@@ -83,6 +93,7 @@ class AdversarialTraining(StoredEvaluator):
         phase: str = "candidate",
         split: str = "validation",
         eps_values: Sequence[float] = (),
+        fsp: int | None = None,
     ) -> None:
         self.task = parse(Task, task, "task")
         self.recipe = None if train is None else parse(Recipe, train, "evaluator.train")
@@ -91,6 +102,9 @@ class AdversarialTraining(StoredEvaluator):
             raise UserError("evaluator.attacks: at least one attack is needed, such as pgd20")
         if split not in ("validation", "test"):
             raise UserError(f"evaluator.split: {split!r} is not allowed; allowed: validation, test")
+        if fsp is not None and (isinstance(fsp, bool) or not isinstance(fsp, int) or fsp < 1):
+            raise UserError(f"evaluator.fsp: {fsp!r} is not allowed; a whole number >= 1 is")
+        self.fsp = fsp
         self.score_limit, self.recalibrate_batches = score_limit, recalibrate_batches
         self.seed, self.store, self.supernet = seed, store, supernet
         self.phase, self.split, self.eps_values = phase, split, list(eps_values)
@@ -115,6 +129,7 @@ class AdversarialTraining(StoredEvaluator):
             "phase": self.phase,
             "split": self.split,
             "eps_values": self.eps_values,
+            "fsp": self.fsp,
         }
 
     def measure(self, model: Any, folder: Path | None) -> dict[str, Any]:
@@ -149,6 +164,7 @@ class AdversarialTraining(StoredEvaluator):
                 batch_size=min(len(data.train), (self.recipe or Recipe()).batch_size),
                 seed=self.seed,
             )
+        fsp = self._fsp(network, data)
         history: list[dict[str, Any]] = []
         seconds = 0.0
         if self.recipe is not None:
@@ -186,6 +202,8 @@ class AdversarialTraining(StoredEvaluator):
             "pictures": found.n,
             "history": history,
         }
+        if fsp is not None:
+            record["fsp"] = fsp
         if self.eps_values:
             curve = eps_curve(
                 network,
@@ -199,6 +217,21 @@ class AdversarialTraining(StoredEvaluator):
         if folder is not None:
             save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
         return record
+
+    def _fsp(self, network: nn.Module, data: DataSplits) -> dict[str, Any] | None:
+        """FSP distances of the given weights, where they are asked for and the weights are any."""
+        if self.fsp is None or (self.supernet is None and self.recipe is not None):
+            return None
+        from nni_robust.analysis.fsp_measure import fsp_record
+
+        return fsp_record(
+            network,
+            data.validation,
+            self.recipe or Recipe(),
+            self.task.threat,
+            pictures=self.fsp,
+            seed=self.seed,
+        )
 
 
 def _report(record: EpochRecord) -> None:

@@ -58,7 +58,7 @@ def preflight(experiment: Experiment) -> DataSplits:
             "many trials it "
             "needs"
         )
-    _check_space(experiment, data)
+    _check_space(experiment, data, fsp=getattr(evaluator, "fsp", None) is not None)
     training_service(experiment)
     gpus = torch.cuda.device_count()
     local = experiment.nni.training_service.get("platform") == "local"
@@ -105,7 +105,7 @@ def _build(known: registry.Registry, experiment: Experiment, section: str, given
         raise UserError(f"{section} '{part.name}': {' '.join(str(e).split())}") from e
 
 
-def _check_space(experiment: Experiment, data: DataSplits) -> None:
+def _check_space(experiment: Experiment, data: DataSplits, fsp: bool) -> None:
     """Build one random network without weights and push a picture's shape through it."""
     import numpy as np
 
@@ -124,6 +124,10 @@ def _check_space(experiment: Experiment, data: DataSplits) -> None:
                 f"space '{experiment.space.name}' does not take {data.name}'s pictures of shape "
                 f"{data.input_shape}: {e}"
             ) from e
+    if fsp:
+        from nni_robust.analysis.fsp import fsp_taps
+
+        fsp_taps(network)  # refuses a network without cells
     if logits.shape[-1] < data.num_classes:
         raise UserError(
             f"space '{experiment.space.name}' has {logits.shape[-1]} outputs, fewer than the "

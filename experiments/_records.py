@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,24 @@ class Recorder:
         Takes one line of progress.
     total
         Candidates expected, for the progress lines.
+    before
+        Trials before the first candidate, such as a supernet's.
+    attributes
+        Counts of a sample's topology, where the space offers them.
     """
 
     def __init__(
-        self, run: Path, store: Store, report: Callable[[str], None], total: int | None
+        self,
+        run: Path,
+        store: Store,
+        report: Callable[[str], None],
+        total: int | None,
+        before: int = 0,
+        attributes: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
     ) -> None:
         self.path = run / "candidates.jsonl"
-        self.store, self.report, self.total = store, report, total
+        self.store, self.report, self.attributes = store, report, attributes
+        self.total, self.before = total, before
         self.done = {r["key"] for r in read_records(self.path) if r["status"] == "ok" and r["key"]}
         self._metrics: dict[int, Any] = {}  # of evaluators that keep no record, by ordinal
 
@@ -56,32 +67,36 @@ class Recorder:
         kept = self.store.result(key) if key is not None else None
         metrics = (kept or {}).get("metrics") or self._metrics.get(model.ordinal)
         failed = event.status != ModelStatus.Trained or metrics is None
+        sample = dict(model.sample) if getattr(evaluator, "uses_sample", True) else {}
         record = {
             "phase": getattr(evaluator, "phase", "candidate"),
             "index": model.ordinal,
             "key": key,
             "trial": (kept or {}).get("trial"),
-            "sample": dict(model.sample) if getattr(evaluator, "uses_sample", True) else {},
+            "sample": sample,
             "code": summary(model).get("code"),
+            "attributes": self.attributes(sample) if sample and self.attributes else {},
             "metrics": {} if failed else metrics,
             "history": (kept or {}).get("history", []),
             "status": "failed" if failed else "ok",
             "error": self._error(key) if failed else None,
         }
+        if kept is not None and "fsp" in kept:
+            record["fsp"] = kept["fsp"]
         append_record(self.path, record)
         if not failed and key is not None:
             self.done.add(key)
-        self.report(_line(record, self.total))
+        self.report(_line(record, self.total, self.before))
 
     def _error(self, key: str | None) -> str:
         why = self.store.failure(key) if key else None
         return why or "the trial ended without a result; its log is in NNI's web UI"
 
 
-def _line(record: dict[str, Any], total: int | None) -> str:
+def _line(record: dict[str, Any], total: int | None, before: int) -> str:
     name = record["phase"]
     if name == "candidate":
-        name = f"candidate {record['index']}" + (f" of {total}" if total else "")
+        name = f"candidate {record['index'] - before + 1}" + (f" of {total}" if total else "")
     if record["status"] != "ok":
         return f"{name}: failed: {record['error']}"
     metrics = record["metrics"]

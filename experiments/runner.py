@@ -193,6 +193,7 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     from nni.experiment import RunMode
     from nni.runtime.log import silence_stdout
 
+    from nni_robust.architecture.space import open_space
     from nni_robust.nni_adapter.experiment import RobustNasExperiment
     from nni_robust.nni_adapter.waiting import wait_for
     from nni_robust.report import build_report
@@ -207,7 +208,12 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     store = Store(run / "store")
     space, evaluator, strategy = build_parts(settings, data, str(store.root))
     trials = int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
-    recorder = Recorder(run, store, report, int(getattr(strategy, "candidates", trials)))
+    candidates = int(getattr(strategy, "candidates", trials))
+    part = settings.space
+    asked = open_space(part.name, part.arguments, data.num_classes)
+    recorder = Recorder(
+        run, store, report, candidates, trials - candidates, getattr(asked, "attributes", None)
+    )
 
     def on_engine(engine: Any) -> None:
         recorder.listen(engine)

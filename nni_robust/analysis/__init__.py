@@ -7,8 +7,8 @@ The study of RobNet's candidates in one go::
     for sentence in study_findings(load_study("runs/robnet-study")).sentences:
         print(sentence)
 
-The names below are imported on first use: only `fsp_distance`, `fsp_matrix` and `fsp_taps` load
-PyTorch, and only the linear probe scikit-learn.
+The names below are imported on first use: only those that begin with `fsp_` (and are no finding)
+load PyTorch, and only the linear probe scikit-learn.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nni_robust.analysis.fsp import fsp_distance as fsp_distance
     from nni_robust.analysis.fsp import fsp_matrix as fsp_matrix
     from nni_robust.analysis.fsp import fsp_taps as fsp_taps
+    from nni_robust.analysis.fsp_measure import fsp_record as fsp_record
     from nni_robust.analysis.pareto import pareto_front as pareto_front
     from nni_robust.analysis.probe import linear_probe as linear_probe
     from nni_robust.analysis.rejection import reject_by_fsp as reject_by_fsp
@@ -51,6 +52,7 @@ _HOMES = {
     "fsp_distance": "fsp",
     "fsp_finding": "smoothness",
     "fsp_matrix": "fsp",
+    "fsp_record": "fsp_measure",
     "fsp_taps": "fsp",
     "kendall_tau": "statistics",
     "linear_probe": "probe",
@@ -75,6 +77,7 @@ __all__ = [
     "fsp_distance",
     "fsp_finding",
     "fsp_matrix",
+    "fsp_record",
     "fsp_taps",
     "kendall_tau",
     "linear_probe",

@@ -120,3 +120,22 @@ def test_the_test_split_stays_shut_in_a_search(monkeypatch: pytest.MonkeyPatch) 
 def test_refusals(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         AdversarialTraining(**arguments)
+
+
+def test_fsp_is_of_the_weights_before_training(tmp_path: Path) -> None:
+    """Of given weights (no training) it is measured; of weights from scratch it means nothing."""
+    from nni_robust.analysis import fsp_record
+    from nni_robust.training import Recipe
+
+    given = AdversarialTraining(task=TASK, train=None, attacks=["fgsm"], fsp=20)
+    net = network()
+    found = given.evaluate(net)["fsp"]
+    task = Task(train_limit=96, validation_limit=48, threat=ThreatModel(eps=0.1))
+    images = load_task(task).validation
+    assert found == fsp_record(net, images, Recipe(), task.threat, pictures=20)
+    assert len(found["distance"]) == 3
+    scratch = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"], fsp=20)
+    assert "fsp" not in scratch.evaluate(network())
+    assert scratch.key(frozen(scratch)) != scratch.variant(fsp=None).key(frozen(scratch))
+    with pytest.raises(UserError, match=r"evaluator\.fsp: 0"):
+        AdversarialTraining(task=TASK, fsp=0)
