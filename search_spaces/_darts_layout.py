@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
-from ._base import at_least
+from ._cell_macro import Stem, check_macro, reduction_cells
 from ._darts_genotype import Genotype
 
-__all__ = ["CellLayout", "Layout", "Stem"]
-
-Stem = Literal["cifar", "imagenet"]
+__all__ = ["CellLayout", "Layout"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,23 +78,14 @@ class Layout:
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
-        at_least("num_classes", self.num_classes, 1)
-        at_least("width", self.width, 1)
-        at_least("cells", self.cells, 3)  # with fewer the first cell would be a reduction
-        if self.stem not in get_args(Stem):
-            raise UserError(f"stem: {self.stem!r} is not allowed; allowed: cifar, imagenet")
-        if self.stem == "imagenet" and self.width % 2:
-            raise UserError(
-                f"width: {self.width} is not allowed with the ImageNet stem, which halves it; an "
-                "even number is"
-            )
+        check_macro(self.num_classes, self.cells, self.stem, self.width, "width")
         if not isinstance(self.auxiliary, bool):
             raise UserError(f"auxiliary: {self.auxiliary!r} is not allowed; true or false is")
 
     @property
     def reductions(self) -> tuple[int, int]:
         """Indices of the two reduction cells."""
-        return self.cells // 3, 2 * self.cells // 3
+        return reduction_cells(self.cells)
 
     def cell_layouts(self, genotype: Genotype) -> list[CellLayout]:
         """Shapes of all cells, first cell first."""

@@ -21,7 +21,6 @@ __all__ = [
     "ReLUConvBN",
     "SepConv",
     "edge_stride",
-    "make_stem",
 ]
 
 
@@ -184,30 +183,3 @@ class Cell(nn.Module):
 def edge_stride(layout: CellLayout, edge: int) -> int:
     """Stride of edge number `edge` (0 to 13) of a cell."""
     return 2 if layout.reduction and edge in INPUT_EDGES else 1
-
-
-def make_stem(channels: int, stem: str) -> dict[str, nn.Sequential]:
-    """The layers before the first cell, by their names in the network.
-
-    Parameters
-    ----------
-    channels
-        Width C of the first cells.
-    stem
-        ``"cifar"``: ``stem`` gives (N, 3C, H, W). ``"imagenet"``: ``stem0`` gives (N, C, H/4, W/4),
-        and ``stem1`` of it (N, C, H/8, W/8).
-    """
-
-    def conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        ]
-
-    if stem == "cifar":
-        return {"stem": nn.Sequential(*conv(3, 3 * channels, 1))}
-    half = channels // 2
-    return {
-        "stem0": nn.Sequential(*conv(3, half, 2), nn.ReLU(), *conv(half, channels, 2)),
-        "stem1": nn.Sequential(nn.ReLU(), *conv(channels, channels, 2)),
-    }

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
-from ._base import at_least
+from ._cell_macro import Stem, check_macro, reduction_cells
 from ._denoising import denoise_cost, one_per_stage
 from ._robnet_code import INPUT_EDGES
 
-__all__ = ["CellLayout", "Denoising", "Layout", "Stem"]
-
-Stem = Literal["cifar", "imagenet"]
+__all__ = ["CellLayout", "Denoising", "Layout"]
 
 #: A variant of `_denoising.DENOISERS` for all stages, or one (or None) per stage.
 Denoising = str | Sequence[str | None] | None
@@ -80,22 +77,13 @@ class Layout:
     denoise: Denoising = None
 
     def __post_init__(self) -> None:
-        at_least("num_classes", self.num_classes, 1)
-        at_least("init_channels", self.init_channels, 1)
-        at_least("cells", self.cells, 3)  # with fewer the first cell would be a reduction
-        if self.stem not in get_args(Stem):
-            raise UserError(f"stem: {self.stem!r} is not allowed; allowed: cifar, imagenet")
-        if self.stem == "imagenet" and self.init_channels % 2:
-            raise UserError(
-                f"init_channels: {self.init_channels} is not allowed with the ImageNet stem, "
-                "which halves it; an even number is"
-            )
+        check_macro(self.num_classes, self.cells, self.stem, self.init_channels, "init_channels")
         one_per_stage(self.denoise, 3)
 
     @property
     def reductions(self) -> tuple[int, int]:
         """Indices of the two reduction cells."""
-        return self.cells // 3, 2 * self.cells // 3
+        return reduction_cells(self.cells)
 
     @property
     def denoisers(self) -> dict[int, str]:

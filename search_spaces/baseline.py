@@ -27,12 +27,12 @@ from nni_robust.cost import Cost, measure_cost
 from nni_robust.errors import UserError, nearest
 
 from ._base import at_least, inherit_weights
+from ._cell_macro import Stem
 from ._denoising import Denoise, one_per_stage
 
 __all__ = ["BaselineSpace"]
 
 Network = Literal["resnet-18", "resnet-50", "densenet-121"]
-Stem = Literal["cifar", "imagenet"]
 
 
 class BaselineSpace(ModelSpace):

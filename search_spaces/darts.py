@@ -34,6 +34,7 @@ from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
 from ._base import inherit_weights
+from ._cell_macro import Stem, make_stem
 from ._darts_genotype import (
     Genotype,
     Kind,
@@ -44,8 +45,8 @@ from ._darts_genotype import (
     read_genotype,
     sample_to_genotype,
 )
-from ._darts_layers import Cell, make_stem
-from ._darts_layout import Layout, Stem
+from ._darts_layers import Cell
+from ._darts_layout import Layout
 
 __all__ = ["DartsNetwork", "DartsSpace", "Genotype", "canonical_form", "isomorphic"]
 

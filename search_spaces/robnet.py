@@ -29,6 +29,7 @@ from nni_robust.cost import Cost
 from nni_robust.errors import UserError
 
 from ._base import inherit_weights
+from ._cell_macro import Stem, make_stem
 from ._denoising import Denoise
 from ._robnet_choice import DifferentiableEdge, EdgeChoice, SampledEdge
 from ._robnet_code import (
@@ -44,8 +45,8 @@ from ._robnet_code import (
     edge_label,
     sample_to_code,
 )
-from ._robnet_layers import Cell, ConvSkip, Edge, edge_stride, make_stem
-from ._robnet_layout import Denoising, Layout, Stem
+from ._robnet_layers import Cell, ConvSkip, Edge, edge_stride
+from ._robnet_layout import Denoising, Layout
 
 __all__ = ["RobNet", "RobNetSpace"]
 
