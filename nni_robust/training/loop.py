@@ -39,7 +39,7 @@ from nni_robust.training._setup import (
 from nni_robust.training._state import RunningSums, capture, restore
 from nni_robust.training._validation import Validation
 from nni_robust.training.hooks import Hook, StatefulHook
-from nni_robust.training.losses import build_loss
+from nni_robust.training.losses import Clean, RobustLoss, build_loss
 from nni_robust.training.recipe import Recipe
 from nni_robust.training.weights import plain_tensors, save_weights
 
@@ -267,32 +267,42 @@ class _Run:
             self.on_epoch(record)
 
     def _train_batch(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Attack one batch, then one step; nothing but the attack waits for the device."""
+        """Attack one batch and step on it; nothing but the attack waits for the device."""
         step, place = self._steps(), (self.epoch, self.batch)
         rank = self.fabric.global_rank
+        objective = Clean() if self.epoch < self.recipe.clean_epochs else self.objective
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.hook is not None:
             self.hook.before_batch(self.model, generator(self.seed, "hook", *place))
         self._seed_layers(derive_seed(self.seed, "layers", *place, rank))
+        pictures: torch.Tensor | None
         try:
             with self.fabric.autocast():
                 attack_seed = derive_seed(self.seed, "attack", *place, rank)
-                x_adv = self.objective.perturb(self.model, x, y, attack_seed)
+                pictures = objective.perturb(self.model, x, y, attack_seed)
         except NonFiniteOutput as e:
             if self.fabric.world_size == 1:
                 raise self._diverged("the network's output", step) from e
             # The other devices would wait for this one for ever; all stop at the next look.
             self.sums.mark(step)
-            x_adv = x
-
-        lr = self._rate(step)
+            pictures = x
+        lr, done = self._rate(step), 0
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        while pictures is not None:
+            self._step(objective, x, pictures, y)
+            done += 1
+            pictures = objective.replay(x, pictures, done)
+
+    def _step(
+        self, objective: RobustLoss, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """One step of the optimizer."""
         # None, not zero: SGD passes over weights without a gradient, so those of paths that a
         # supernet does not take are moved by neither momentum nor weight decay.
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.objective(self.forward, x, x_adv, y)
+        loss, logits = objective(self.forward, x, x_adv, y)
         self.fabric.backward(loss)
         if self.recipe.grad_clip is not None:
             self.fabric.clip_gradients(
@@ -304,7 +314,7 @@ class _Run:
         self.stepper.step()
         if self.average is not None:
             self.average.update()
-        self.sums.add(step, loss.detach(), logits.detach(), y)
+        self.sums.add(self._steps(), loss.detach(), logits.detach(), y)
 
     def _seed_layers(self, seed: int) -> None:
         """Seed what dropout and its kind draw from; quicker than ``torch.manual_seed`` by 1 ms."""

@@ -8,6 +8,7 @@
   a uniformly random point of the ball, as PGD does. Any start but x itself serves: there the
   gradient vanishes.
 * ``clean``: cross entropy of the pictures themselves.
+* ``madry`` with replays: free adversarial training, see :mod:`nni_robust.training.free`.
 
 During the attack batch normalisation uses its running statistics by default (the authors of TRADES
 do so too); the seeds' repositories use the batch's: ``attack.bn_mode: train``.
@@ -26,6 +27,7 @@ from torch import nn
 from nni_robust.attacks import Attack, undisturbed
 from nni_robust.attacks.gradient import PGD
 from nni_robust.threat import ThreatModel
+from nni_robust.training.free import Free
 from nni_robust.training.recipe import Recipe
 
 __all__ = ["Clean", "Forward", "Madry", "RobustLoss", "Trades", "build_loss", "kl_divergence"]
@@ -60,9 +62,29 @@ class RobustLoss(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss to minimise (mean over pictures, a scalar) and the logits (N, K) of `x_adv`."""
 
+    def replay(self, x: torch.Tensor, x_adv: torch.Tensor, done: int) -> torch.Tensor | None:
+        """The pictures of one more step on the same batch; None once the batch is done.
+
+        Parameters
+        ----------
+        x
+            The batch.
+        x_adv
+            What the last step trained on, with its gradient where it asked for one.
+        done
+            Steps taken on this batch, from 1.
+        """
+
+
+class Once:
+    """One step on each batch."""
+
+    def replay(self, x: torch.Tensor, x_adv: torch.Tensor, done: int) -> torch.Tensor | None:
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
-class Clean:
+class Clean(Once):
     """No attack."""
 
     def perturb(
@@ -90,7 +112,7 @@ class Madry(Clean):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trades:
+class Trades(Once):
     """TRADES; `settings` are those of the inner PGD, `beta` weighs the second term."""
 
     threat: ThreatModel
@@ -123,10 +145,13 @@ def kl_divergence(clean: torch.Tensor, attacked: torch.Tensor) -> torch.Tensor:
 
 
 def build_loss(recipe: Recipe, threat: ThreatModel) -> RobustLoss:
-    """The loss that a recipe names."""
+    """The loss that a recipe names, for the epochs after its clean ones."""
     settings = dataclasses.asdict(recipe.attack)
     if recipe.loss == "clean":
         return Clean()
     if recipe.loss == "trades":
         return Trades(threat, settings, recipe.beta)
+    if recipe.replays > 1:
+        attack = recipe.attack
+        return Free(threat, recipe.replays, attack.step_size, attack.random_start)
     return Madry(PGD(threat, **settings))

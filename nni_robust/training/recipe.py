@@ -27,7 +27,8 @@ class TrainAttack:
     steps
         Gradient steps.
     step_size
-        Length of a step in pixel units, may be written ``"2/255"``; None is eps/4.
+        Length of a step in pixel units, may be written ``"2/255"``; None is eps/4 (with replays,
+        eps).
     random_start
         Start from a uniformly random point of the ball. Always so for TRADES, whose inner loss has
         no gradient at the clean picture.
@@ -65,6 +66,15 @@ class Recipe:
         ``"madry"``: cross entropy of attacked pictures; ``"trades"``; ``"clean"``: no attack.
     beta
         Weight of TRADES' second term.
+    replays
+        Steps on each batch. More than 1 is free adversarial training
+        (:mod:`nni_robust.training.free`): each step's own backward pass moves the perturbation, so
+        ``attack.steps`` must be 1, and batch normalisation is as in training whatever
+        ``attack.bn_mode`` is. An epoch is still once through the data, of that many times the
+        steps and the cost.
+    clean_epochs
+        Train the first so many epochs on clean pictures, one step on each batch (the author of
+        RobNet advises that where adversarial training does not take off).
     optimizer
         ``"sgd"``.
     lr, momentum, nesterov, weight_decay
@@ -111,6 +121,8 @@ class Recipe:
     batch_size: int = 128
     loss: str = "madry"
     beta: float = 6.0
+    replays: int = 1
+    clean_epochs: int = 0
     optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -142,6 +154,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _number("epochs", self.epochs, 0, whole=True)
         _number("batch_size", self.batch_size, 1, whole=True)
+        _number("replays", self.replays, 1, whole=True)
+        _number("clean_epochs", self.clean_epochs, 0, whole=True)
         for key in ("validation_limit", "checkpoint_steps"):
             if getattr(self, key) is not None:
                 _number(key, getattr(self, key), 1, whole=True)
@@ -190,6 +204,21 @@ class Recipe:
                     f"milestones: {list(self.milestones)} is not allowed; schedule 'step' needs "
                     f"rising epochs between 0 and {self.epochs}"
                 )
+        if self.clean_epochs > 0 and (self.loss == "clean" or self.clean_epochs >= self.epochs > 0):
+            raise UserError(
+                f"clean_epochs: {self.clean_epochs} is not allowed; less than epochs "
+                f"({self.epochs}) is, with an adversarial loss"
+            )
+        if self.replays > 1 and self.loss != "madry":
+            raise UserError(
+                f"replays: {self.replays} is not allowed with loss '{self.loss}'; only 'madry' "
+                "has replays"
+            )
+        if self.replays > 1 and self.attack.steps != 1:
+            raise UserError(
+                f"attack.steps: {self.attack.steps} is not allowed with replays; 1 is, for each "
+                "replay is one step"
+            )
         if self.loss == "trades" and not self.attack.random_start:
             raise UserError(
                 "attack.random_start: false is not allowed with loss 'trades': its inner loss has "

@@ -62,6 +62,13 @@ def test_settings_travel_through_yaml_and_back():
         ({"attack": {"step_size": 0}}, "attack.step_size: 0.0 is not allowed"),
         ({"attack": {"bn_mode": "off"}}, "bn_mode: 'off' is not allowed"),
         ({"loss": "trades", "attack": {"random_start": False}}, "attack.random_start: false"),
+        ({"replays": 0}, "replays: 0 is not allowed; a whole number >= 1 is"),
+        ({"replays": 4}, "attack.steps: 10 is not allowed with replays; 1 is"),
+        ({"replays": 4, "loss": "trades"}, "replays: 4 is not allowed with loss 'trades'"),
+        ({"replays": 4, "loss": "clean"}, "replays: 4 is not allowed with loss 'clean'"),
+        ({"clean_epochs": -1}, "clean_epochs: -1 is not allowed; a whole number >= 0 is"),
+        ({"clean_epochs": 100}, r"clean_epochs: 100 is not allowed; less than epochs \(100\) is"),
+        ({"clean_epochs": 1, "loss": "clean"}, "clean_epochs: 1 is not allowed"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_sentence(settings, sentence):
