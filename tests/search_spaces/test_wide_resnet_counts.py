@@ -316,7 +316,7 @@ configs = st.builds(
 
 
 @settings(max_examples=25, deadline=None)
-@given(configs, st.integers(8, 40), st.integers(8, 40))
+@given(configs, st.integers(17, 40), st.integers(17, 40))  # instance norm needs two pixels
 def test_closed_form_is_that_of_any_network(
     config: WideResNetConfig, height: int, width: int
 ) -> None:
