@@ -101,23 +101,29 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_threat(parser: argparse.ArgumentParser) -> None:
-    """``--eps`` and ``--norm``."""
+def add_threat(parser: argparse.ArgumentParser, default: str = "8/255") -> None:
+    """``--eps`` and ``--norm``; `default` says where the strength comes from without ``--eps``."""
     parser.add_argument(
         "--eps",
-        default="8/255",
         metavar="E",
-        help="attack strength in pixel units, 0 to 1 for linf; may be a fraction (default 8/255)",
+        help="attack strength in pixel units, 0 to 1 for linf; may be a fraction "
+        f"(default {default})",
     )
-    parser.add_argument("--norm", default="linf", metavar="NORM", help="linf (default) or l2")
+    parser.add_argument("--norm", metavar="NORM", help="linf (default) or l2")
 
 
-def threat_of(args: argparse.Namespace) -> ThreatModel:
-    """The threat model that ``--eps`` and ``--norm`` ask for."""
+def threat_of(args: argparse.Namespace, default: ThreatModel | None = None) -> ThreatModel:
+    """The threat model that ``--eps`` and ``--norm`` ask for; what they leave open is `default`'s.
+
+    None is L∞ 8/255.
+    """
     from nni_robust.config import parse
     from nni_robust.threat import ThreatModel
 
-    return parse(ThreatModel, {"norm": args.norm, "eps": args.eps}, "threat")
+    open_to = default or ThreatModel()
+    norm = open_to.norm if args.norm is None else args.norm
+    eps = open_to.eps if args.eps is None else args.eps
+    return parse(ThreatModel, {"norm": norm, "eps": eps}, "threat")
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -49,9 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue the same training in its folder"
     )
     add_data(parser)
-    add_threat(parser)
+    add_threat(parser, "the recipe's, else 8/255")
     parser.add_argument(
-        "--recipe", metavar="FILE", help="YAML file of training settings (default: PGD-10, Madry)"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="a published recipe (robnet-cifar10, …; a wrong name lists them) or a YAML file of "
+        "training settings (default: PGD-10, Madry)",
     )
     parser.add_argument(
         "--set",
@@ -72,16 +75,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Check everything, train, save, and attack the result where that was asked for."""
-    threat, settings = threat_of(args), _settings(args)
+    changes = assignments(args.overrides)
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
-    from nni_robust.cli._network import build_network
+    from nni_robust.cli._network import build_network, threat_json
     from nni_robust.config import parse
     from nni_robust.data import load_dataset
-    from nni_robust.training import Recipe, TrainingDiverged, train
+    from nni_robust.training import Recipe, TrainingDiverged, load_recipe, train
 
     set_threads(args)
-    recipe = parse(Recipe, settings, "recipe")
+    if args.recipe is None:
+        recipe, threat = parse(Recipe, changes, "recipe"), threat_of(args)
+    else:
+        named = load_recipe(args.recipe, changes)
+        recipe, threat = named.recipe, threat_of(args, named.threat)
     for name in names(args.attacks):
         attack_from_spec(name, threat)
     architecture = load_architecture(args.arch)
@@ -110,6 +117,7 @@ def execute(args: argparse.Namespace) -> int:
     outcome = {
         "folder": str(folder),
         "architecture": str(folder / "architecture.yaml"),
+        "threat": threat_json(threat),
         "history": [dataclasses.asdict(record) for record in result.history],
         "seconds": result.seconds,
     }
@@ -119,24 +127,6 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json(outcome)
     return 0
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's file with the ``--set`` changes laid over it."""
-    from nni_robust.config import read_yaml
-
-    settings = read_yaml(args.recipe) if args.recipe else {}
-    return _overlaid(settings, assignments(args.overrides))
-
-
-def _overlaid(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            value = _overlaid(old, value)
-        merged[key] = value
-    return merged
 
 
 def _is_first_process() -> bool:

@@ -144,3 +144,38 @@ def test_divergence_stops_clearly(files: Path, capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: training diverged")
     assert "lower lr" in error
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "threat"),
+    [
+        ("threat: {norm: linf, eps: 4/255}", [], ("linf", 4 / 255)),
+        ("threat: {norm: l2, eps: 0.5}", [], ("l2", 0.5)),
+        ("threat: {norm: l2, eps: 0.5}", ["--eps", "0.25"], ("l2", 0.25)),
+        ("threat: {norm: l2, eps: 0.5}", ["--norm", "linf", "--eps", "0.1"], ("linf", 0.1)),
+        ("", [], ("linf", 8 / 255)),
+    ],
+)
+def test_the_threat_is_the_recipes_unless_it_is_given(
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
+    recipe: str,
+    given: list[str],
+    threat: tuple[str, float],
+) -> None:
+    (files / "mine.yaml").write_text(f"epochs: 0\nbatch_size: 512\n{recipe}\n")
+    argv = ["train", "tiny.yaml", "--out", "run", "--recipe", "mine.yaml", "--json", *given]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)["threat"]
+    assert (found["norm"], found["eps"]) == (threat[0], pytest.approx(threat[1]))
+
+
+def test_a_recipe_by_its_name(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "tiny.yaml", "--out", "run", "--set", "epochs=1", "--set", "attack.steps=1"]
+    argv += ["--set", "schedule=constant", "--set", "validation_attack=null"]
+    assert main([*argv, "--recipe", "robnet-cifar1"]) == 2
+    assert "did you mean 'robnet-cifar10'" in capsys.readouterr().err
+    assert main([*argv, "--recipe", "robnet-cifar10"]) == 0
+    training = json.loads((files / "run/result.json").read_text())["training"]
+    assert training["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
+    assert (training["recipe"]["weight_decay"], training["recipe"]["epochs"]) == (1e-4, 1)
