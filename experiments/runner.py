@@ -199,6 +199,7 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     from nni_robust.report import build_report
 
     from ._final import count_networks, finish, save_best
+    from ._findings import write_findings
     from ._preflight import build_parts
     from ._records import Recorder
 
@@ -239,6 +240,7 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
             nas.start(settings.nni.port, run_mode=RunMode.Detach)
             wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
             save_best(run, settings, data, nas.engine)
+            write_findings(run, settings.seed, report)
             report("the search is done; training the final networks")
             finish(run, settings, data, nas._exec_model_space, nas.engine)
             status = "finished"

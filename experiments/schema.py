@@ -181,7 +181,7 @@ def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experimen
                 f"no experiment '{experiment}'{nearest(experiment, shipped())} "
                 f"(shipped: {', '.join(shipped())}; or the path of a YAML file)"
             )
-    raw = read_yaml(path)
+    raw = _unshared(read_yaml(path))
     for override in overrides:
         _override(raw, override)
     settings = _check(raw, path.stem)
@@ -189,6 +189,13 @@ def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experimen
     task = absolute_task(settings.task)
     folder = task.root or task.dataset.partition(":")[2]
     return dataclasses.replace(settings, task=task) if Path(folder).exists() else settings
+
+
+def _unshared(value: Any) -> Any:
+    """A copy without YAML's aliases, so that a change of one section changes no other."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

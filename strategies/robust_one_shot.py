@@ -5,9 +5,11 @@ algorithm 1. Seed: gmh14/RobNets, which never contained the search.
 
 1. Train a supernet: for each batch draw one path, attack that path, train it on the adversarial
    pictures.
-2. Draw candidates; each inherits the supernet's weights, gets a short adversarial fine-tuning and
-   is scored by white-box PGD on the search-validation split.
-3. The best score wins.
+2. Draw candidates; optionally keep only those whose late cells an attack moves little (section
+   3.5; `_screening`).
+3. Each candidate inherits the supernet's weights, gets a short adversarial fine-tuning and is
+   scored by white-box PGD on the search-validation split.
+4. The best score wins.
 
 Differences from the paper, all on purpose: scores come from a validation split and not from the
 test set; candidates get fresh batch-norm statistics before fine-tuning (the supernet's mix all
@@ -26,6 +28,8 @@ from nni.nas.execution.event import ModelEventType
 from nni.nas.space import ModelStatus
 from nni.nas.strategy import Strategy
 
+from nni_robust.analysis.fsp import fsp_taps
+from nni_robust.analysis.rejection import last_cells
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
 from nni_robust.errors import UserError, nearest
@@ -34,7 +38,9 @@ from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
 from nni_robust.training import Recipe
+from nni_robust.trial import StoredEvaluator
 
+from ._screening import FspScreening, Screen, hand_over, survivors
 from ._supernet_training import SupernetTraining
 
 __all__ = ["RobustOneShot"]
@@ -63,6 +69,11 @@ class RobustOneShot(Strategy):
         are ``params`` and ``macs`` (for one picture of the task) and whatever the space's
         ``attributes(sample)`` gives, such as RobNet's ``density`` or ``convs``. Impossible bounds
         are refused before any training.
+    screen
+        Settings of a screening: ``draws`` candidates are drawn, and only those with the smallest
+        FSP distance (a share ``keep``, or up to ``threshold``) are evaluated, at most `candidates`
+        of them. Also ``pictures``, ``last``, ``reduce``. Needs a space whose networks have cells.
+        None is off.
     seed
         Seed of candidates and supernet.
     """
@@ -74,12 +85,15 @@ class RobustOneShot(Strategy):
         supernet: Mapping[str, Any] | None = None,
         uniform: bool = False,
         require: Mapping[str, Sequence[float | None]] | None = None,
+        screen: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if candidates < 1:
             raise UserError(f"strategy.candidates: {candidates} is not allowed; at least 1 is")
-        self.candidates, self.uniform, self.seed = candidates, uniform, seed
+        self.screen = None if screen is None else parse(Screen, screen, "strategy.screen")
+        self.candidates = candidates if self.screen is None else self.screen.most(candidates)
+        self.uniform, self.seed = uniform, seed
         self.recipe = None if supernet is None else parse(Recipe, supernet, "strategy.supernet")
         self.require = _bounds(require or {})
         self.samples: list[Sample] = []
@@ -88,8 +102,8 @@ class RobustOneShot(Strategy):
 
     @property
     def trials(self) -> int:
-        """Models this strategy submits in all: the supernet and the candidates."""
-        return self.candidates + 1
+        """Most models that are submitted: the supernet, a screening, the candidates."""
+        return self.candidates + (1 if self.screen is None else 2)
 
     def extra_repr(self) -> str:
         return f"candidates={self.candidates}, seed={self.seed}"
@@ -128,12 +142,16 @@ class RobustOneShot(Strategy):
         mutables = model_space.simplify()
         keeps = self._rule(space, mutables, model_space.evaluator)
         self.samples = draw_distinct(
-            self.candidates,
+            self.candidates if self.screen is None else self.screen.draws,
             mutables,
             np.random.RandomState(self.seed),
             uniform=self.uniform,
             accept=lambda sample: model_space.contains(sample) and keeps(sample),
         )
+        if self.screen is not None:
+            with torch.device("meta"):
+                cells = len(fsp_taps(space.freeze(self.samples[0])))
+            last_cells(cells, self.screen.last)  # refuses more cells than there are
 
     def _rule(self, space: Any, mutables: Any, evaluator: Any) -> Callable[[Sample], bool]:
         """Whether a sample keeps the bounds of `require`."""
@@ -167,17 +185,18 @@ class RobustOneShot(Strategy):
     def _run(self) -> None:
         supernet = self._train_supernet()
         evaluator = self.model_space.evaluator.variant(supernet=supernet)
-        for index, sample in enumerate(self.samples):
+        chosen = list(range(len(self.samples))) if self.screen is None else self._screened(supernet)
+        for number, index in enumerate(chosen):
             if index in self.scores:
                 continue
             if not self.wait_for_resource():
-                _log.warning("no budget for more than %d of %d candidates", index, self.candidates)
+                _log.warning("no budget for more than %d of %d candidates", number, len(chosen))
                 break
-            self._submit(index, sample, evaluator)
+            self._submit(index, self.samples[index], evaluator)
         wait_for(self.engine, list(self._models.values()))
         if not self.scores:
             raise UserError(
-                f"zero candidates left: all {len(self.samples)} failed; the reasons are in "
+                f"zero candidates left: all {len(chosen)} failed; the reasons are in "
                 f"{evaluator.store}/*/error.json"
             )
 
@@ -190,14 +209,38 @@ class RobustOneShot(Strategy):
             seed=self.seed,
             store=evaluator.store,
         )
+        return str(self._preparation(-1, training, "the supernet's training")["key"])
+
+    def _screened(self, supernet: str) -> list[int]:
+        """Positions of the samples that survive the screening."""
+        assert self.screen is not None
+        evaluator = self.model_space.evaluator
+        store = Store(evaluator.store)
+        screening = FspScreening(
+            task=as_mapping(evaluator.task),
+            train=as_mapping(evaluator.recipe or self.recipe),
+            supernet=supernet,
+            samples=hand_over(store, self.samples),
+            store=evaluator.store,
+            pictures=self.screen.pictures,
+            reduce=self.screen.reduce,
+            recalibrate_batches=getattr(evaluator, "recalibrate_batches", 8),
+            seed=getattr(evaluator, "seed", self.seed),
+        )
+        record = self._preparation(-2, screening, "the screening")
+        return survivors(record["screened"], self.screen, self.candidates)
+
+    def _preparation(self, index: int, trial: StoredEvaluator, what: str) -> dict[str, Any]:
+        """Run a trial that the candidates wait for; its record in the store."""
         # A model needs some sample to be sent; this trial does not use it.
-        model = self._submit(-1, self.samples[0], training)
-        wait_for(self.engine, list(self._models.values()))
-        key = training.key(model)
-        if model.status != ModelStatus.Trained:
-            why = Store(evaluator.store).failure(key) or "see the trial's log in NNI's web UI"
-            raise UserError(f"the supernet's training failed: {why}")
-        return key
+        model = self._submit(index, self.samples[0], trial)
+        wait_for(self.engine, [model])
+        store, key = Store(str(trial.store)), trial.key(model)
+        record = store.result(key)
+        if model.status != ModelStatus.Trained or record is None:
+            why = store.failure(key) or "see the trial's log in NNI's web UI"
+            raise UserError(f"{what} failed: {why}")
+        return record
 
     def _submit(self, index: int, sample: Sample, evaluator: Any) -> Any:
         model = self.model_space.freeze(sample)

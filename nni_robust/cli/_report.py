@@ -21,13 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write the reports and print where they are."""
-    from nni_robust.report import build_report
+    """Write the reports; print where they are, and the findings of a study."""
+    from nni_robust.report import build_report, read_findings
 
     paths = [build_report(run) for run in args.runs]
     if args.json:
         print_json({"reports": [str(path) for path in paths]})
     else:
-        for path in paths:
+        for run, path in zip(args.runs, paths, strict=True):
             print(path)
+            for sentence in read_findings(run):
+                print(f"  {sentence}")
     return 0

@@ -61,6 +61,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def _outcome(folder: Path) -> dict[str, Any]:
     """What a program wants to know of a finished run."""
+    from nni_robust.report import read_findings
     from nni_robust.store import read_json
 
     final = folder / "final.json"
@@ -68,6 +69,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "best": str(folder / "best.yaml"),
         "report": str(folder / "report.html"),
+        "findings": read_findings(folder),
         "final": read_json(final) if final.is_file() else None,
     }
 
@@ -76,7 +78,7 @@ def _summary(folder: Path) -> None:
     """Tables of the candidates and of the final networks, and where everything lies."""
     from rich.console import Console
 
-    from nni_robust.report import candidates_table, final_table
+    from nni_robust.report import candidates_table, final_table, read_findings
     from nni_robust.store import read_json, read_records
 
     # Where nobody watches, lines may be as long as the tables need.
@@ -84,6 +86,8 @@ def _summary(folder: Path) -> None:
     console.print(candidates_table(read_records(folder / "candidates.jsonl"), limit=20))
     if (folder / "final.json").is_file():
         console.print(final_table(read_json(folder / "final.json")))
+    for sentence in read_findings(folder):
+        print(sentence)
     for title, name in (
         ("best architecture", "best.yaml"),
         ("its weights", "best.safetensors"),

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_robust.report._study import read_findings as read_findings
     from nni_robust.report.drawing import draw_cell as draw_cell
     from nni_robust.report.drawing import draw_cells as draw_cells
     from nni_robust.report.html import build_report as build_report
@@ -22,6 +23,7 @@ _HOMES = {
     "draw_cell": "drawing",
     "draw_cells": "drawing",
     "final_table": "tables",
+    "read_findings": "_study",
     "to_csv": "tables",
 }
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "draw_cell",
     "draw_cells",
     "final_table",
+    "read_findings",
     "to_csv",
 ]
 

@@ -25,6 +25,7 @@ from nni_robust.report._run import (
     read_run,
     strongest_attack,
 )
+from nni_robust.report._study import read_findings, study_figures
 from nni_robust.report.tables import code_text, network_title, ranked, to_csv
 from nni_robust.store import write_text
 from nni_robust.threat import eps_label
@@ -105,7 +106,8 @@ def _context(run: Run) -> dict[str, Any]:
         "csv": base64.b64encode(to_csv((*run.supernets, *run.candidates)).encode()).decode(),
         "best": best,
         "best_problem": best_problem,
-        "figures": make_figures(run, best),
+        "figures": {**make_figures(run, best), **study_figures(run.folder)},
+        "findings": read_findings(run.folder),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
         if run.config
         else "",

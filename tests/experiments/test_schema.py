@@ -61,6 +61,17 @@ def test_mistakes(sections: dict[str, object], says: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_change_of_one_section_changes_no_other() -> None:
+    """YAML's aliases share settings between sections; a change is of the named one only."""
+    plain, changed = (
+        load_experiment("quickstart", changes).as_mapping()
+        for changes in ([], ["strategy.supernet.attack.steps=9"])
+    )
+    assert changed["strategy"]["supernet"]["attack"]["steps"] == 9
+    assert changed["evaluator"] == plain["evaluator"]
+    assert changed["final"] == plain["final"]
+
+
 def test_unknown_name_and_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no experiment 'quikstart'; did you mean 'quickstart'"):
         load_experiment("quikstart")
