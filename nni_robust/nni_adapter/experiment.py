@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import requests
 from nni.experiment import launcher
 from nni.nas.execution import SequentialExecutionEngine, training_service
 from nni.nas.execution.event import FinalMetricEvent, TrainingEndEvent
@@ -29,6 +30,7 @@ from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.space import ModelStatus
 from nni.runtime.tuner_command_channel import TunerCommandChannel
 
+from nni_robust.errors import UserError
 from nni_robust.nni_adapter import check_version
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
 from nni_robust.nni_adapter.spaces import ReadableModelSpace
@@ -91,10 +93,14 @@ class _Replay:
                 dispatch(TrainingEndEvent(model, ModelStatus.Trained))
 
     def budget_available(self) -> bool:
-        self._raise_callback_error()
+        self.check_alive()
         if self.budget is not None and self.submitted >= self.budget:
             return False
         return bool(super().budget_available())  # type: ignore[misc]
+
+    def check_alive(self) -> None:
+        """Raise what stops the search for good, where something did."""
+        self._raise_callback_error()
 
     def _raise_callback_error(self) -> None:
         if self.callback_error is not None:
@@ -103,6 +109,21 @@ class _Replay:
 
 
 class _ServiceEngine(_Replay, TrainingServiceExecutionEngine):
+    def check_alive(self) -> None:
+        super().check_alive()
+        try:
+            status = self.nodejs_binding.get_status()
+        except requests.RequestException as e:
+            raise UserError(
+                "NNI's manager does not answer any more; finished trials are kept, go on with "
+                f"--resume ({type(e).__name__})"
+            ) from e
+        if status in ("STOPPED", "ERROR"):
+            raise UserError(
+                f"NNI's experiment is in status {status}; finished trials are kept, go on with "
+                "--resume"
+            )
+
     def dispatch_model_event(self, event: Any, **kwargs: Any) -> None:
         try:
             super().dispatch_model_event(event, **kwargs)

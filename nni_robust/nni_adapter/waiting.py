@@ -34,5 +34,5 @@ def wait_for(engine: Any, models: Iterable[Any], poll: float = 0.25) -> None:
     while not all(model.status.completed() for model in models):
         checks += 1
         if checks % 8 == 0:
-            engine.budget_available()
+            getattr(engine, "check_alive", engine.budget_available)()
         time.sleep(poll)

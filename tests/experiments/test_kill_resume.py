@@ -171,3 +171,23 @@ def test_ctrl_c_says_how_to_go_on(experiment_file: Write, tmp_path: Path) -> Non
         for p in psutil.process_iter(["cmdline"])
         if state["nni"][0]["id"] in str(p.info["cmdline"])
     ]
+
+
+@pytest.mark.timeout(600)
+def test_killed_node_manager_is_told(experiment_file: Write, tmp_path: Path) -> None:
+    file = experiment_file(nni={"engine": "ts", "concurrency": 2})
+    run = tmp_path / "run"
+    started = Started(file, run, free_port())
+    wait_for_records(run, 1, started)
+    number = read_json(run / "run.json")["nni"][0]["id"]
+    managers = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if number in (p.info["cmdline"] or []) and "main.js" in str(p.info["cmdline"])
+    ]
+    assert len(managers) == 1
+    managers[0].kill()
+    output = started.ended(120)
+    assert started.process.returncode == 2, output
+    assert "error: NNI's manager does not answer any more" in output
+    assert read_json(run / "run.json")["status"] == "failed"
