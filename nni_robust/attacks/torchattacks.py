@@ -31,7 +31,7 @@ from nni_robust.attacks._norms import Ball
 from nni_robust.errors import UserError, nearest
 from nni_robust.threat import ThreatModel
 
-__all__ = ["AutoAttack", "TorchAttack"]
+__all__ = ["AutoAttack", "DeepFool", "TorchAttack"]
 
 # Classes with a radius but no choice of norm bound L∞, except these.
 _L2_ONLY = ("PGDL2", "PGDRSL2")
@@ -200,6 +200,53 @@ class AutoAttack(TorchAttack):
             if hasattr(part, "n_target_classes"):
                 part.n_target_classes = min(_OFFICIAL_TARGETS, part.n_target_classes)
         return built
+
+
+@registry.attacks.register("deepfool")
+class DeepFool(TorchAttack):
+    """DeepFool bounded by the ball, as RobNet's paper reports it.
+
+    Moosavi-Dezfooli et al., "DeepFool: a simple and accurate method to fool deep neural networks"
+    (1511.04599), looks for the smallest Euclidean change and knows no radius; what it finds is
+    moved to the nearest picture in the ball. RobNet's paper names neither steps nor overshoot;
+    these are torchattacks' own. It works picture by picture, so it is slow.
+
+    Parameters
+    ----------
+    threat
+        Ball.
+    steps
+        Most linearisations of the network for a picture.
+    overshoot
+        The change is made longer by this share.
+    label
+        Name in results; None is ``"deepfool"``, with the steps if they are not 50.
+
+    Raises
+    ------
+    UserError
+        If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        threat: ThreatModel,
+        *,
+        steps: int = 50,
+        overshoot: float = 0.02,
+        label: str | None = None,
+    ) -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise UserError(f"deepfool.steps: {steps!r} is not allowed; a whole number >= 1 is")
+        if not isinstance(overshoot, (int, float)) or not 0 <= overshoot < float("inf"):
+            raise UserError(f"deepfool.overshoot: {overshoot!r} is not allowed; a number >= 0 is")
+        super().__init__(
+            threat,
+            attack="DeepFool",
+            label=label or f"deepfool{'' if steps == 50 else steps}",
+            steps=steps,
+            overshoot=overshoot,
+        )
 
 
 def _find_class(name: str | None) -> Any:

@@ -131,6 +131,39 @@ def test_project_false_gives_back_the_clean_picture_outside_the_ball() -> None:
     torch.testing.assert_close(strict[~far], free[~far], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_by_its_short_name_is_the_class_moved_into_the_ball(norm: Any) -> None:
+    model = conv_net()
+    x, y = labelled(model)
+    eps = 0.01 if norm == "linf" else 0.1
+    short = attack("deepfool3", eps=eps, norm=norm)
+    assert short.label == "deepfool3"
+    assert attack("deepfool").label == "deepfool"
+    bounded = short(model, x, y, seed=0)
+    change = torchattacks.DeepFool(model, steps=3)(x, y) - x
+    if norm == "linf":
+        expected = x + change.clamp(-eps, eps)
+    else:
+        shrink = (eps / change.flatten(1).norm(dim=1)).clamp(max=1)
+        assert (shrink < 1).any()
+        expected = x + change * shrink.view(-1, 1, 1, 1)
+    assert (change.abs().amax((1, 2, 3)) > 0.01).any()
+    assert torch.allclose(bounded, expected.clamp(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 0}, "deepfool.steps: 0 is not allowed"),
+        ({"steps": "3"}, "deepfool.steps: '3' is not allowed"),
+        ({"overshoot": -1}, "deepfool.overshoot: -1 is not allowed"),
+    ],
+)
+def test_bad_settings_of_deepfool(settings: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        attack("deepfool", **settings)
+
+
 def test_targeted() -> None:
     model = conv_net()
     x, y = labelled(model)

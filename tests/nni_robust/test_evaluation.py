@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import nni_robust
 from nni_robust.attacks import Attack, attack
 from nni_robust.errors import UserError
-from nni_robust.evaluation import NonFiniteOutput, eps_curve, evaluate
+from nni_robust.evaluation import NonFiniteOutput, eps_curve, evaluate, steps_curve
 from nni_robust.threat import ThreatModel
 
 N = 40
@@ -364,3 +364,41 @@ def test_bad_curves(eps: Any, spec: Any, says: str) -> None:
     model = conv_net()
     with pytest.raises(UserError, match=says):
         eps_curve(model, labelled(model), eps, spec)
+
+
+@pytest.mark.parametrize("name", ["pgd", "mi-fgsm"])
+def test_steps_curve_is_an_evaluation_for_each_number_of_steps(name: str) -> None:
+    """Counting a picture broken by few steps as broken by more loses nothing."""
+    model = conv_net()
+    data = labelled(model)
+    before = state(model)
+    threat = ThreatModel(eps=0.02)
+    curve = steps_curve(model, data, (8, 1, 3, 2, 8), name, threat=threat, seed=4, batch_size=16)
+    assert [steps for steps, _ in curve] == [1, 2, 3, 8]
+    accuracies = [accuracy for _, accuracy in curve]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] > accuracies[-1]
+    for steps, accuracy in curve:
+        spec = {"name": name, "steps": steps}
+        (result,) = evaluate(model, data, [spec], threat=threat, seed=4).attacks.values()
+        assert result.accuracy == accuracy
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("steps", "spec", "says"),
+    [
+        ([], "pgd", "at least one number of steps"),
+        ([3], {"name": "pgd", "steps": 3}, "none in the attack"),
+        ([3], "pgd20", "sets steps both in its name and as a setting"),
+        ([0], "pgd", "steps: 0 is not allowed"),
+        ([True], "pgd", "steps: True is not allowed"),
+        ([2.5], "pgd", "steps: 2.5 is not allowed"),
+        ([3], "fgsm", "unknown key 'steps'"),
+        ([3], attack("pgd"), "as a name or a mapping"),
+    ],
+)
+def test_steps_curve_refuses(steps: Any, spec: Any, says: str) -> None:
+    model = conv_net()
+    with pytest.raises(UserError, match=says):
+        steps_curve(model, labelled(model), steps, spec)
