@@ -15,7 +15,7 @@ from nni_robust.config import parse
 from nni_robust.errors import UserError
 from nni_robust.threat import ThreatModel
 
-__all__ = ["Batch", "Progress", "as_threat", "batches", "is_correct", "survives"]
+__all__ = ["Batch", "Progress", "as_threat", "batches", "is_correct", "placement", "survives"]
 
 #: Called with pictures done, pictures in all (None where the data does not say) and the stage.
 Progress = Callable[[int, int | None, str], None]
@@ -69,7 +69,7 @@ def batches(
     for key, value in (("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{key}: {value!r} is not allowed; a whole number >= 1 is")
-    place, dtype = _placement(model, device)
+    place, dtype = placement(model, device)
     pairs, total = _pairs(data, batch_size, place)
     if limit is not None:
         total = limit if total is None else min(total, limit)
@@ -100,7 +100,7 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-def _placement(
+def placement(
     model: nn.Module, device: torch.device | str | None
 ) -> tuple[torch.device, torch.dtype | None]:
     """Where the network is and what type of pictures it takes."""

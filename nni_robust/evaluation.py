@@ -268,7 +268,8 @@ def steps_curve(
     if not numbers or "steps" in spec:
         raise UserError("steps_curve needs at least one number of steps, and none in the attack")
     ball, rising = as_threat(threat), sorted(set(numbers))
-    made = [_make_attacks({**spec, "steps": number}, ball)[0] for number in rising]
+    specs: list[dict[str, Any]] = [{**spec, "steps": number} for number in rising]
+    made = [_make_attacks(s, ball)[0] for s in specs]
     counted = _curve(model, data, made, batch_size, device, limit, seed, progress)
     return list(zip(rising, counted, strict=True))
 
