@@ -140,6 +140,7 @@ def test_failed_candidates_are_recorded_and_zero_left_is_told(
         ({"strategy": {"supernet": {"batch_size": 4096}}}, "4096 is larger than"),
         ({"evaluator": {"train": {"epoch": 1}}}, "unknown key 'epoch'.*did you mean 'epochs'"),
         ({"space": {"cells": 2}}, "cells"),
+        ({"space": "wide-resnet", "evaluator": {"fsp": 8}}, "no list of modules 'cells'"),
         ({"strategy": "random"}, "nni.trials is missing"),
         ({"nni": {"engine": "ts", "trial_gpus": 50}}, "trial_gpus: 50 is more than"),
         ({"nni": {"training_service": {"platform": "moon"}}}, "training_service"),

@@ -145,6 +145,12 @@ def test_state_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"require": {"params": [None, 10]}}, {}, "only 0 of 50 candidates"),
         ({"require": {"parms": [None, 10]}}, {}, "did you mean 'params'"),
         ({"supernet": {"epohcs": 3}}, {}, "did you mean 'epochs'"),
+        ({"screen": {"draw": 3}}, {}, "did you mean 'draws'"),
+        ({"screen": {"draws": 0}}, {}, "screen.draws: 0 is not allowed"),
+        ({"screen": {"pictures": 0}}, {}, "screen.pictures: 0 is not allowed"),
+        ({"screen": {"keep": 0.5, "threshold": 1.0}}, {}, "exclude each other"),
+        ({"screen": {"keep": 0.0}}, {}, "screen: keep: 0"),
+        ({"screen": {"last": 4}}, {}, r"last: 4 is not allowed; 1 to 3 \(the cells\)"),
     ],
 )
 def test_refusals_come_before_any_trial(
@@ -153,3 +159,16 @@ def test_refusals_come_before_any_trial(
     with pytest.raises(UserError, match=says):
         search(robnet(), evaluator(tmp_path, **changes), RobustOneShot(**arguments))
     assert not list(tmp_path.iterdir())
+
+
+def test_screening_needs_cells(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no list of modules 'cells'"):
+        search(OwnSpace(), evaluator(tmp_path), RobustOneShot(screen={"draws": 4}, candidates=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_screening_leaves_the_paper_its_68_of_300() -> None:
+    strategy = RobustOneShot(candidates=1000, screen={})
+    assert strategy.candidates == 68
+    assert strategy.trials == 70  # with the supernet and the screening
+    assert RobustOneShot(candidates=20, screen={"threshold": 0.006}).trials == 22
