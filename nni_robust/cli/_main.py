@@ -22,6 +22,7 @@ VERBS = {
     "run": ("nni_robust.cli._run", "search for a robust architecture, as an experiment says"),
     "train": ("nni_robust.cli._train", "train one architecture adversarially and keep its weights"),
     "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
+    "transfer": ("nni_robust.cli._transfer", "attack networks with each other's examples"),
     "convert": ("nni_robust.cli._convert", "turn a foreign checkpoint into weights for evaluate"),
     "archs": ("nni_robust.cli._archs", "list the known architectures with their exact costs"),
     "show": ("nni_robust.cli._show", "print what an architecture is; draw its cells"),

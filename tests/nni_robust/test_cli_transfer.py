@@ -1,0 +1,87 @@
+"""``transfer``: its table is that of the library, and its diagonal that of ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nni_robust.cli import main
+
+ARCHITECTURE = """
+format: nni-robust/architecture/1
+name: tiny
+space: robnet
+space_args: {init_channels: 4, cells: 3}
+code: "00000000000000"
+num_classes: 10
+provenance: {kind: found, source: written by hand}
+"""
+COMMON = ["--attack", "fgsm", "--eps", "0.02", "--limit", "64", "--seed", "2"]
+
+
+@pytest.fixture
+def networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """The same architecture trained twice."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    settings = ["loss=clean", "epochs=2", "lr=0.05", "validation_attack=null", "batch_size=32"]
+    changes = [part for setting in settings for part in ("--set", setting)]
+    for seed in "01":
+        assert main(["train", "tiny.yaml", "--out", seed, "--seed", seed, *changes]) == 0
+    capsys.readouterr()
+    return ["0/architecture.yaml", "1/architecture.yaml"]
+
+
+def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transfer", *networks, *COMMON, "--json"]) == 0
+    captured = capsys.readouterr()
+    found: dict[str, Any] = json.loads(captured.out)
+    assert captured.err == ""
+    assert (found["attack"], found["pictures"], found["untrained"]) == ("fgsm@0.02", 64, [])
+    first, second = networks
+    argv = ["evaluate", first, "--attacks", *COMMON[1:], "--json"]
+    assert main(argv) == 0
+    alone = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["clean"][first] == alone["clean"]
+    assert found["accuracy"][first][first] == alone["fgsm@0.02"]
+    assert found["accuracy"][first][second] >= found["accuracy"][first][first]
+
+    assert main(["transfer", first, *COMMON, "--sources", second, "tiny.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "untrained weights: tiny.yaml\n"
+    title, header, row = captured.out.splitlines()
+    assert title == "fgsm@0.02, 64 test pictures of digits; a column is a source"
+    assert header.split() == ["target", "clean", second, "tiny.yaml"]
+    assert row.split()[:3] == [
+        first,
+        f"{alone['clean']:.2%}",
+        f"{found['accuracy'][first][second]:.2%}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["tiny.yaml", "tiny.yaml"], "ARCH: tiny.yaml, tiny.yaml names a network twice"),
+        (["tiny.yaml", "--sources", "absent.yaml"], "no file 'absent.yaml'"),
+        (["tiny.yaml", "--attack", "pdg"], "did you mean 'pgd'"),
+    ],
+)
+def test_wrong_input_costs_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    assert main(["transfer", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
