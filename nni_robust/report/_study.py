@@ -42,7 +42,7 @@ def study_figures(run: Path) -> dict[str, Markup]:
     try:
         rows = load_study(run / "study.csv")
         found = study_findings(rows, seed=int(read_json(run / "findings.json").get("seed", 0)))
-    except (UserError, ValueError):
+    except (UserError, TypeError, ValueError):
         return {}
     first, second, third = found.sentences
     figures = {

@@ -14,6 +14,7 @@ from nni_robust.architecture.space import open_space
 from nni_robust.cli import main
 from nni_robust.experiments import load_experiment, run_experiment
 from nni_robust.report import read_findings
+from nni_robust.report._study import study_figures
 from nni_robust.store import Store, read_json, read_records
 
 #: A shipped file, made so small that a run takes seconds.
@@ -91,11 +92,11 @@ def test_study_from_supernet_to_findings(
     assert load_architecture(str(folder / "best.yaml")).sample in [r["sample"] for r in candidates]
 
     assert main(["report", str(folder)]) == 0
-    assert all(sentence in capsys.readouterr().out or sentence in said for sentence in sentences)
+    again = capsys.readouterr().out
+    assert all(sentence in again for sentence in sentences)
     # A damaged study costs the report its figures and nothing else.
     (folder / "study.csv").write_text("nonsense")
-    assert main(["report", str(folder)]) == 0
-    assert "fig-density" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert study_figures(folder) == {}
     (folder / "findings.json").write_text("{")
     assert read_findings(folder) == []
 
