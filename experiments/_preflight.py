@@ -151,6 +151,8 @@ def training_service(experiment: Experiment) -> Any:
         service = load_training_service_config(given)
     except (AttributeError, TypeError, ValueError) as e:
         raise UserError(f"nni.training_service: {given!r} is not allowed: {e}") from e
+    if experiment.nni.trial_gpus and getattr(service, "use_active_gpu", True) is None:
+        service.use_active_gpu = True  # NNI wants an answer; a desktop's only GPU is always active
     if not isinstance(service, TrainingServiceConfig):
         raise UserError(
             f"nni.training_service: {given!r} names no platform of NNI, such as local or remote"

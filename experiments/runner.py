@@ -241,7 +241,8 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
             wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
             save_best(run, settings, data, nas.engine)
             write_findings(run, settings.seed, report)
-            report("the search is done; training the final networks")
+            if settings.final is not None:
+                report("the search is done; training the final networks")
             finish(run, settings, data, nas._exec_model_space, nas.engine)
             status = "finished"
         except KeyboardInterrupt:
