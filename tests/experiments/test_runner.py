@@ -25,6 +25,12 @@ def quiet(line: str) -> None:
     pass
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: Path) -> None:
     lines: list[str] = []
     file = experiment_file()
@@ -155,7 +161,7 @@ def test_refused_before_any_work(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(UserError, match=says) as caught:
-        run_experiment(experiment_file(**sections), out=str(out), report=quiet)
+        run_experiment(experiment_file(**sections), out=str(out), port=free_port(), report=quiet)
     assert "\n" not in str(caught.value)
     assert not (out / "candidates.jsonl").exists()
 
