@@ -56,7 +56,7 @@ def quiet(line: str) -> None:
 def test_study_from_supernet_to_findings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = [*SMALL, "strategy.candidates=12", "evaluator.fsp=16"]
+    changes = [*SMALL, "strategy.candidates=30", "evaluator.fsp=16"]
     arguments = [word for change in changes for word in ("--set", change)]
     folder = tmp_path / "run"
     assert main(["run", "robnet-study", "--out", str(folder), *arguments]) == 0
@@ -64,7 +64,7 @@ def test_study_from_supernet_to_findings(
 
     records = read_records(folder / "candidates.jsonl")
     candidates = records[1:]
-    assert [r["phase"] for r in records] == ["supernet"] + ["candidate"] * 12
+    assert [r["phase"] for r in records] == ["supernet"] + ["candidate"] * 30
     assert records[0]["attributes"] == {}
     for record in candidates:
         shape = robnet_topology(record["code"])
@@ -82,7 +82,7 @@ def test_study_from_supernet_to_findings(
     findings = read_json(folder / "findings.json")
     sentences = list(study_findings(rows, seed=0).sentences)
     assert findings["sentences"] == sentences
-    assert findings["fsp"]["n"] == 12
+    assert findings["fsp"]["n"] == 30
     assert all(sentence in said for sentence in sentences)
 
     page = (folder / "report.html").read_text(encoding="utf-8")
