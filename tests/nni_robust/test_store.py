@@ -98,7 +98,7 @@ def _append_many(path: str, worker: int) -> None:
 
 def test_many_writers_lose_no_record(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_append_many, args=(str(path), w)) for w in range(3)]
     for worker in workers:
         worker.start()
@@ -118,10 +118,11 @@ def _compute_slowly(root: str) -> None:
 
 
 def test_second_caller_waits_and_a_killed_one_lets_go(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     first = context.Process(target=_compute_slowly, args=(str(tmp_path),))
     first.start()
     while not list(tmp_path.glob("k/started-*")):
+        assert first.is_alive()
         time.sleep(0.01)
     os.kill(first.pid or 0, signal.SIGKILL)
     first.join()
