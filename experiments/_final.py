@@ -48,7 +48,7 @@ def best_candidate(run: Path) -> dict[str, Any]:
     )
 
 
-def save_best(run: Path, experiment: Experiment, data: DataSplits, engine: Any) -> Architecture:
+def save_best(run: Path, experiment: Experiment, data: DataSplits) -> Architecture:
     """Write ``best.yaml``: the winner of the search, without weights yet."""
     best = best_candidate(run)
     architecture = _architecture(

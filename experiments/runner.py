@@ -239,7 +239,7 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
             # Detached, the manager writes to its own log and not to this terminal.
             nas.start(settings.nni.port, run_mode=RunMode.Detach)
             wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
-            save_best(run, settings, data, nas.engine)
+            save_best(run, settings, data)
             write_findings(run, settings.seed, report)
             if settings.final is not None:
                 report("the search is done; training the final networks")
