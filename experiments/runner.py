@@ -239,6 +239,8 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
             # Detached, the manager writes to its own log and not to this terminal.
             nas.start(settings.nni.port, run_mode=RunMode.Detach)
             wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
+            if hasattr(strategy, "export"):
+                strategy.export(run)
             save_best(run, settings, data)
             write_findings(run, settings.seed, report)
             if settings.final is not None:

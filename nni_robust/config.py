@@ -18,7 +18,16 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from nni_robust.errors import UserError, nearest
 
-__all__ = ["Ratio", "as_mapping", "parse", "parse_ratio", "read_yaml", "strict"]
+__all__ = [
+    "Quantity",
+    "Ratio",
+    "as_mapping",
+    "parse",
+    "parse_quantity",
+    "parse_ratio",
+    "read_yaml",
+    "strict",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +47,25 @@ def parse_ratio(value: object) -> object:
 
 #: A float that may be written as a fraction, such as ``8/255``.
 Ratio = Annotated[float, BeforeValidator(parse_ratio)]
+
+
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_quantity(value: object) -> object:
+    """Turn ``"5G"`` or ``"19.2 M"`` into a float; anything else is returned as it is."""
+    if isinstance(value, str):
+        text = value.strip()
+        unit = _UNITS.get(text[-1:], 1.0)
+        try:
+            return float(text[:-1] if text[-1:] in _UNITS else text) * unit
+        except ValueError:
+            return value
+    return value
+
+
+#: A number that may be written with a unit: ``k``, ``M``, ``G`` or ``T``.
+Quantity = Annotated[float, BeforeValidator(parse_quantity)]
 
 
 @cache

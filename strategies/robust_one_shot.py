@@ -18,15 +18,11 @@ paths), which an evaluator setting turns off.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nni.nas.execution.event import ModelEventType
-from nni.nas.space import ModelStatus
-from nni.nas.strategy import Strategy
 
 from nni_robust.analysis.fsp import fsp_taps
 from nni_robust.analysis.rejection import last_cells
@@ -34,21 +30,18 @@ from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
 from nni_robust.errors import UserError, nearest
 from nni_robust.nni_adapter.spaces import space_class
-from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
 from nni_robust.training import Recipe
-from nni_robust.trial import StoredEvaluator
 
+from ._phases import PhasedStrategy
 from ._screening import FspScreening, Screen, hand_over, survivors
 from ._supernet_training import SupernetTraining
 
 __all__ = ["RobustOneShot"]
 
-_log = logging.getLogger(__name__)
 
-
-class RobustOneShot(Strategy):
+class RobustOneShot(PhasedStrategy):
     """Train a robust supernet, then rank candidates that inherit its weights.
 
     Works on any NNI space that NNI can turn into a supernet, with any evaluator that has ``task``,
@@ -78,6 +71,9 @@ class RobustOneShot(Strategy):
         Seed of candidates and supernet.
     """
 
+    name = "robust-one-shot"
+    needs = ("task", "store", "recipe", "variant")
+
     def __init__(
         self,
         *,
@@ -98,7 +94,6 @@ class RobustOneShot(Strategy):
         self.require = _bounds(require or {})
         self.samples: list[Sample] = []
         self.scores: dict[int, float] = {}
-        self._models: dict[int, Any] = {}  # the engine keeps weak references only
 
     @property
     def trials(self) -> int:
@@ -109,25 +104,13 @@ class RobustOneShot(Strategy):
         return f"candidates={self.candidates}, seed={self.seed}"
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
-        evaluator = model_space.evaluator
-        for needed in ("task", "store", "recipe", "variant"):
-            if not hasattr(evaluator, needed):
-                raise UserError(
-                    f"strategy robust-one-shot needs an evaluator with '{needed}', such as "
-                    f"adversarial-training; {type(evaluator).__name__} has none"
-                )
-        if evaluator.store is None:
-            raise UserError("strategy robust-one-shot needs an evaluator with a store folder")
-        if (self.recipe or evaluator.recipe) is None:
+        super()._initialize(model_space, engine)
+        if (self.recipe or model_space.evaluator.recipe) is None:
             raise UserError(
                 "strategy.supernet is missing: neither it nor evaluator.train says how to train"
             )
         self._draw_candidates(model_space)
-        engine.register_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
         return model_space
-
-    def _cleanup(self) -> None:
-        self.engine.unregister_model_event_callback(ModelEventType.FinalMetric, self._on_metric)
 
     def _draw_candidates(self, model_space: Any) -> None:
         """All candidates are drawn before any work, so that an impossible budget costs nothing."""
@@ -186,14 +169,11 @@ class RobustOneShot(Strategy):
         supernet = self._train_supernet()
         evaluator = self.model_space.evaluator.variant(supernet=supernet)
         chosen = list(range(len(self.samples))) if self.screen is None else self._screened(supernet)
-        for number, index in enumerate(chosen):
-            if index in self.scores:
-                continue
-            if not self.wait_for_resource():
-                _log.warning("no budget for more than %d of %d candidates", number, len(chosen))
-                break
-            self._submit(index, self.samples[index], evaluator)
-        wait_for(self.engine, list(self._models.values()))
+        todo = [index for index in chosen if index not in self.scores]
+        found = self.evaluate([self.samples[index] for index in todo], evaluator)
+        for index, metrics in zip(todo, found, strict=True):
+            if metrics is not None:
+                self.scores[index] = float(metrics["default"])
         if not self.scores:
             raise UserError(
                 f"zero candidates left: all {len(chosen)} failed; the reasons are in "
@@ -209,7 +189,7 @@ class RobustOneShot(Strategy):
             seed=self.seed,
             store=evaluator.store,
         )
-        return str(self._preparation(-1, training, "the supernet's training")["key"])
+        return str(self.prepare(training, self.samples[0], "the supernet's training")["key"])
 
     def _screened(self, supernet: str) -> list[int]:
         """Positions of the samples that survive the screening."""
@@ -227,36 +207,8 @@ class RobustOneShot(Strategy):
             recalibrate_batches=getattr(evaluator, "recalibrate_batches", 8),
             seed=getattr(evaluator, "seed", self.seed),
         )
-        record = self._preparation(-2, screening, "the screening")
+        record = self.prepare(screening, self.samples[0], "the screening")
         return survivors(record["screened"], self.screen, self.candidates)
-
-    def _preparation(self, index: int, trial: StoredEvaluator, what: str) -> dict[str, Any]:
-        """Run a trial that the candidates wait for; its record in the store."""
-        # A model needs some sample to be sent; this trial does not use it.
-        model = self._submit(index, self.samples[0], trial)
-        wait_for(self.engine, [model])
-        store, key = Store(str(trial.store)), trial.key(model)
-        record = store.result(key)
-        if model.status != ModelStatus.Trained or record is None:
-            why = store.failure(key) or "see the trial's log in NNI's web UI"
-            raise UserError(f"{what} failed: {why}")
-        return record
-
-    def _submit(self, index: int, sample: Sample, evaluator: Any) -> Any:
-        model = self.model_space.freeze(sample)
-        model.evaluator = evaluator
-        self._models[index] = model
-        self.engine.submit_models(model)
-        return model
-
-    def _on_metric(self, event: Any) -> None:
-        index = self._index(event.model)
-        if index is not None and index >= 0:
-            metric = event.metric
-            self.scores[index] = float(metric["default"] if isinstance(metric, dict) else metric)
-
-    def _index(self, model: Any) -> int | None:
-        return next((i for i, known in list(self._models.items()) if known is model), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: the drawn candidates and the scores known so far."""
