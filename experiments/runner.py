@@ -45,6 +45,8 @@ def run_experiment(
     resume: bool = False,
     port: int | None = None,
     overrides: Sequence[str] = (),
+    store: str | None = None,
+    html: bool = True,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Run or resume an experiment.
@@ -62,6 +64,11 @@ def run_experiment(
         Port of NNI's web server, instead of the file's.
     overrides
         ``section.key=value`` changes of the file.
+    store
+        Folder where the trials keep their results, so that several runs can share them; None is
+        one inside the run folder (or, to resume, the one it began with).
+    html
+        Write ``report.html`` at the end.
     report
         Takes one line of progress.
 
@@ -92,9 +99,16 @@ def run_experiment(
             check_port(settings.nni.port)
         data = preflight(settings)
         with _terminate_as_interrupt():
-            return _search(settings, run, data, report)
+            return _search(settings, run, data, _store_folder(run, store), html, report)
     finally:
         lock.release()
+
+
+def _store_folder(run: Path, asked: str | None) -> Path:
+    if asked is not None:
+        return Path(asked).resolve()
+    kept = read_json(run / "run.json").get("store") if (run / "run.json").is_file() else None
+    return Path(kept) if kept else run / "store"
 
 
 def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
@@ -189,7 +203,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], None]) -> Path:
+def _search(
+    settings: Experiment,
+    run: Path,
+    data: Any,
+    shared: Path,
+    html: bool,
+    report: Callable[[str], None],
+) -> Path:
     from nni.experiment import RunMode
     from nni.runtime.log import silence_stdout
 
@@ -204,9 +225,9 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
     from ._records import Recorder
 
     silence_stdout()
-    state = _State(run, settings)
+    state = _State(run, settings, shared)
     write_yaml(run / "config.yaml", settings.as_mapping())
-    store = Store(run / "store")
+    store = Store(shared)
     space, evaluator, strategy = build_parts(settings, data, str(store.root))
     trials = int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
     candidates = int(getattr(strategy, "candidates", trials))
@@ -253,8 +274,9 @@ def _search(settings: Experiment, run: Path, data: Any, report: Callable[[str], 
         finally:
             state.ended(status)
             nas.stop()
-            with contextlib.suppress(UserError):
-                build_report(run)
+            if html:
+                with contextlib.suppress(UserError):
+                    build_report(run)
     return run
 
 
@@ -301,7 +323,7 @@ def _inside(folder: Path) -> Iterator[None]:
 class _State:
     """``run.json``: what the run is and how it stands."""
 
-    def __init__(self, run: Path, settings: Experiment) -> None:
+    def __init__(self, run: Path, settings: Experiment, store: Path) -> None:
         self.path = run / "run.json"
         self.start = time.monotonic()
         if self.path.is_file():
@@ -310,6 +332,8 @@ class _State:
             self.value = {"name": settings.name, "created": _now(), "seconds": 0.0, "nni": []}
         self.before = float(self.value["seconds"])
         self.value.update(status="running", versions=_versions(), machine=_machine())
+        if store != run / "store":
+            self.value["store"] = str(store)
         write_json(self.path, self.value)
 
     def started(self, experiment_id: str, url: str | None) -> None:

@@ -18,7 +18,15 @@ from nni_robust.errors import UserError, nearest
 from nni_robust.task import Task
 from nni_robust.training import Recipe
 
-__all__ = ["Experiment", "Final", "NniSettings", "Part", "load_experiment", "shipped"]
+__all__ = [
+    "Experiment",
+    "Final",
+    "NniSettings",
+    "Part",
+    "find_experiment",
+    "load_experiment",
+    "shipped",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +159,36 @@ _PARTS = {
 }
 
 
-def shipped() -> list[str]:
-    """Names of the experiment files that come with the package."""
+def shipped(kind: Literal["experiments", "sweeps"] = "experiments") -> list[str]:
+    """Names of the experiment files, or of the sweep files, that come with the package."""
+    return sorted(f.name[:-4] for f in _folder(kind).iterdir() if f.name.endswith(".yml"))
+
+
+def _folder(kind: str) -> Any:
     folder = files("nni_robust.experiments")
-    return sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".yml"))
+    return folder if kind == "experiments" else folder.joinpath(kind)
+
+
+def find_experiment(
+    name_or_path: str, kind: Literal["experiments", "sweeps"] = "experiments"
+) -> Path:
+    """Path of a shipped file by its name, or of a file by its path.
+
+    Raises
+    ------
+    UserError
+        If it is neither.
+    """
+    known = shipped(kind)
+    if name_or_path in known:
+        return Path(str(_folder(kind).joinpath(f"{name_or_path}.yml")))
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists():
+        raise UserError(
+            f"no {kind[:-1]} '{name_or_path}'{nearest(name_or_path, known)} "
+            f"(shipped: {', '.join(known)}; or the path of a YAML file)"
+        )
+    return path
 
 
 def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -172,15 +206,7 @@ def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experimen
     UserError
         On the first thing that is wrong.
     """
-    if experiment in shipped():
-        path = Path(str(files("nni_robust.experiments").joinpath(f"{experiment}.yml")))
-    else:
-        path = Path(experiment)
-        if not path.suffix and not path.exists():
-            raise UserError(
-                f"no experiment '{experiment}'{nearest(experiment, shipped())} "
-                f"(shipped: {', '.join(shipped())}; or the path of a YAML file)"
-            )
+    path = find_experiment(experiment)
     raw = _unshared(read_yaml(path))
     for override in overrides:
         _override(raw, override)

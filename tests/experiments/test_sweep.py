@@ -1,0 +1,122 @@
+"""Sweeps: every combination once, shared work once, killed and resumed, tables that add up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nni_robust.cli import main
+from nni_robust.errors import UserError
+from nni_robust.experiments.schema import shipped
+from nni_robust.experiments.sweep import load_sweep, run_sweep
+
+Write = Callable[..., str]
+
+
+def sweep_file(folder: Path, **settings: Any) -> str:
+    path = folder / "study.yml"
+    content = {
+        "name": "study",
+        "base": "tiny.yml",
+        "set": {"final": None, "strategy.candidates": 2},
+        "axes": {
+            "evaluator.attacks": [["fgsm"], ["pgd3"]],
+            "rate": {"low": {"evaluator.train.lr": 0.01}, "none": {"evaluator.train": None}},
+            "seed": [0, 1],
+        },
+        "share_store": True,
+    }
+    path.write_text(yaml.safe_dump({**content, **settings}))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped("sweeps"))
+def test_shipped_sweeps_are_sound(name: str) -> None:
+    sweep, runs = load_sweep(name)
+    assert sweep.name == name
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_every_combination_runs_once_and_the_tables_add_up(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    experiment_file()
+    file = sweep_file(tmp_path)
+    lines: list[str] = []
+    folder, rows = run_sweep(file, only={"seed": ["0"]}, report=lines.append)
+    assert [row["status"] for row in rows].count("finished") == 4
+    assert [row["status"] for row in rows].count("waiting") == 4
+    # One supernet for all four runs of this seed: equal work of different runs is done once.
+    phases = [
+        json.loads(path.read_text())["phase"] for path in (folder / "store").glob("*/record.json")
+    ]
+    assert phases.count("supernet") == 1
+    assert phases.count("candidate") == 4 * 2
+
+    before = {p: p.read_bytes() for p in folder.glob("*/run.json")}
+    folder, rows = run_sweep(file, resume=True, report=lines.append)
+    assert all(row["status"] == "finished" for row in rows)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    with open(folder / "table.csv", encoding="utf-8") as f:
+        table = list(csv.DictReader(f))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(table) == 8
+    assert len(summary) == 4
+    group = [r for r in table if r["rate"] == "low" and "fgsm" in r["evaluator.attacks"]]
+    entry = next(s for s in summary if s["rate"] == "low" and "fgsm" in s["evaluator.attacks"])
+    bests = [float(row["best"]) for row in group]
+    assert entry["n"] == 2
+    assert entry["best"] == pytest.approx(statistics.fmean(bests), abs=1e-6)
+    assert entry["best sd"] == pytest.approx(statistics.stdev(bests), abs=1e-6)
+
+
+def test_a_failed_run_ends_no_other(
+    experiment_file: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment_file()
+    axes = {"rate": {"good": {}, "bad": {"evaluator.train.batch_size": 100000}}}
+    file = sweep_file(tmp_path, axes=axes)
+    assert main(["sweep", file, "--out", "study"]) == 1
+    assert "batch_size: 100000 is larger than" in capsys.readouterr().out
+    with open("study/table.csv", encoding="utf-8") as f:
+        states = {row["rate"]: row["status"] for row in csv.DictReader(f)}
+    assert states["good"] == "finished"
+    assert states["bad"].startswith("evaluator.train.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"axes": {}}, "at least one axis"),
+        ({"axes": {"seed": [0, 0]}}, "look the same"),
+        ({"axes": {"strategy.candidate": [1]}}, "did you mean 'candidates'"),
+        ({"base": "nothing"}, "no experiment 'nothing'"),
+        ({"axis": {}}, "did you mean 'axes'"),
+        ({"compare": {"axis": "seed", "against": "7"}}, "compare.against: '7'"),
+    ],
+)
+def test_mistakes_cost_one_sentence(
+    experiment_file: Write, tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    experiment_file()
+    with pytest.raises(UserError, match=sentence):
+        load_sweep(sweep_file(tmp_path, **settings))
+
+
+def test_a_folder_of_another_sweep_is_refused(experiment_file: Write, tmp_path: Path) -> None:
+    experiment_file()
+    axes = {"seed": [0]}
+    run_sweep(sweep_file(tmp_path, axes=axes), out="study", report=lambda line: None)
+    with pytest.raises(UserError, match="is not empty"):
+        run_sweep(sweep_file(tmp_path, axes=axes), out="study")
+    changed = sweep_file(tmp_path, axes=axes, set={"strategy.candidates": 1})
+    with pytest.raises(UserError, match="set was"):
+        run_sweep(changed, out="study", resume=True)
