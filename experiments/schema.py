@@ -161,7 +161,8 @@ _PARTS = {
 
 def shipped(kind: Literal["experiments", "sweeps"] = "experiments") -> list[str]:
     """Names of the experiment files, or of the sweep files, that come with the package."""
-    return sorted(f.name[:-4] for f in _folder(kind).iterdir() if f.name.endswith(".yml"))
+    folder = _folder(kind)
+    return sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".yml"))
 
 
 def _folder(kind: str) -> Any:

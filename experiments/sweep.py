@@ -97,7 +97,7 @@ class Sweep:
         if not self.axes or any(not values for values in self.axes.values()):
             raise UserError("axes: at least one axis with at least one value is needed")
         if self.compare is not None:
-            values = [str(value) for value in self.axes.get(self.compare.axis, [])]
+            values = [str(value) for value in self.axes.get(self.compare.axis, ())]
             if self.compare.against not in values:
                 raise UserError(
                     f"compare.against: {self.compare.against!r} is no value of the axis "
@@ -154,7 +154,7 @@ def load_sweep(path: str | Path) -> tuple[Sweep, list[Run]]:
 
 
 def _combinations(sweep: Sweep) -> Iterator[Run]:
-    options = []
+    options: list[list[tuple[str, Any, dict[str, Any]]]] = []
     for axis, values in sweep.axes.items():
         if isinstance(values, dict):
             options.append([(axis, label, dict(changes)) for label, changes in values.items()])
@@ -164,10 +164,10 @@ def _combinations(sweep: Sweep) -> Iterator[Run]:
         changes = dict(sweep.set)
         for _, _, own in combination:
             changes.update(own)
-        values = {axis: label for axis, label, _ in combination}
-        name = "_".join(f"{axis.rpartition('.')[2]}-{label}" for axis, label in values.items())
+        labels = {axis: label for axis, label, _ in combination}
+        name = "_".join(f"{axis.rpartition('.')[2]}-{label}" for axis, label in labels.items())
         overrides = tuple(f"{key}={json.dumps(value)}" for key, value in changes.items())
-        yield Run(re.sub(r"[^\w.+-]+", "-", name), values, overrides)
+        yield Run(re.sub(r"[^\w.+-]+", "-", name), labels, overrides)
 
 
 def run_sweep(
@@ -238,7 +238,7 @@ def run_sweep(
 
 def _only(sweep: Sweep, runs: list[Run], only: Mapping[str, Sequence[str]]) -> list[Run]:
     for axis, labels in only.items():
-        known = [str(label) for label in sweep.axes.get(axis, [])]
+        known = [str(label) for label in sweep.axes.get(axis, ())]
         for label in labels:
             if label not in known:
                 raise UserError(
