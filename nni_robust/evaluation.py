@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nni_robust._pictures import Progress, as_threat, batches, is_correct, survives
 from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
+from nni_robust.spectrum import evaluate_spectrum
 from nni_robust.threat import ThreatModel
 
 __all__ = [
@@ -179,11 +180,7 @@ def eps_curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[tuple[float, float]]:
-    """Accuracy at several strengths, weakest first.
-
-    A picture that is broken at one strength counts as broken at every larger one, as what broke it
-    is inside the larger ball too, and is not attacked again. The curve therefore never rises, and
-    one pass over the data costs less than an attack for each strength.
+    """Accuracy at several strengths, weakest first: the curve of :func:`evaluate_spectrum`.
 
     Parameters
     ----------
@@ -197,23 +194,25 @@ def eps_curve(
     Returns
     -------
     list
-        Pairs (eps, accuracy in [0, 1]) with rising eps.
+        Pairs (eps, accuracy in [0, 1]) with rising eps; the curve never rises.
 
     Raises
     ------
     UserError, NonFiniteOutput
         As :func:`evaluate`.
     """
-    if not isinstance(attack, (str, Mapping)) or (
-        not isinstance(attack, str) and {"eps", "norm"} & attack.keys()
-    ):
-        raise UserError("eps_curve takes the attack as a name or a mapping without eps and norm")
-    threats = {t.eps: t for t in (as_threat({"norm": norm, "eps": eps}) for eps in eps_values)}
-    if not threats:
-        raise UserError("eps_curve needs at least one eps")
-    made = [_make_attacks(attack, threats[eps])[0] for eps in sorted(threats)]
-    counted = _curve(model, data, made, batch_size, device, limit, seed, progress)
-    return list(zip(sorted(threats), counted, strict=True))
+    return evaluate_spectrum(
+        model,
+        data,
+        eps_values,
+        attack,
+        norm=norm,
+        batch_size=batch_size,
+        device=device,
+        limit=limit,
+        seed=seed,
+        progress=progress,
+    ).curve()
 
 
 def steps_curve(

@@ -17,6 +17,7 @@ an interval for each pixel, and (`early_stop`) pictures leave the batch once the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any, Literal
@@ -159,6 +160,20 @@ class PGD(Attack):
         self.step_size = self.settings.step_size or threat.eps * self._default_step
         self.targeted, self.bn_mode = self.settings.targeted, self.settings.bn_mode
         self.channels_last = self.settings.channels_last
+        self._start: Tensor | None = None
+
+    def starting_from(self, start: Tensor) -> PGD:
+        """The same attack on one batch, whose first run starts at given pictures.
+
+        Parameters
+        ----------
+        start
+            (N, C, H, W), one picture for each of the batch's; moved into the ball first. Further
+            restarts are random as before.
+        """
+        warm = copy.copy(self)
+        warm._start = start.detach()
+        return warm
 
     @staticmethod
     def _parse(settings: dict[str, Any]) -> PGDSettings:
@@ -204,7 +219,10 @@ class PGD(Attack):
         s = self.settings
         loss, step = self._loss(), -self.step_size if s.targeted else self.step_size
         # `run` numbers the streams of random numbers, four to a run.
-        adv = ball.random_start(noise, 4 * run) if s.random_start else ball.x.clone()
+        if run == 0 and self._start is not None:
+            adv = ball.project_(torch.empty_like(ball.x).copy_(self._start))
+        else:
+            adv = ball.random_start(noise, 4 * run) if s.random_start else ball.x.clone()
         velocity = torch.zeros_like(adv) if s.momentum else None
         # With early_stop, `out` collects the pictures and `rows` says where the batch's belong.
         out = torch.empty_like(adv) if s.early_stop else adv
