@@ -19,7 +19,8 @@ defaults build networks of eight times the cost; norms without effect are not co
 
 Reading order: what describes a network (`_wide_resnet_config`), its cost (`_wide_resnet_cost`), its
 blocks (`_wide_resnet_layers`), the network and the space (here), samples and codes
-(`_wide_resnet_sample`), the authors' files (`_wide_resnet_upstream`).
+(`_wide_resnet_sample`), weights taken over from a teacher (`_wide_resnet_inherit`), the authors'
+files (`_wide_resnet_upstream`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from nni_robust.errors import UserError
 
 from ._wide_resnet_config import BLOCKS, Stage, WideResNetConfig
 from ._wide_resnet_cost import network_cost
+from ._wide_resnet_inherit import inherited_state
 from ._wide_resnet_layers import StageBlocks, make_norm
 from ._wide_resnet_sample import allowed_values, decided, decode, encode, searched_stages
 from ._wide_resnet_upstream import from_upstream_yaml, load_upstream_weights
@@ -257,6 +259,62 @@ class WideResNetSpace(ModelSpace, _Backbone):
         """
         return WideResNet(self.network_config(sample)).train(self.training)
 
+    def inherit(
+        self,
+        sample: Mapping[str, Any],
+        teacher_network: nn.Module,
+        *,
+        channels: str = "magnitude",
+        blocks: str = "first",
+    ) -> WideResNet:
+        """The plain network of a sample with copies of a trained teacher's weights, cut to size.
+
+        The residual stream of a stage keeps the same channels in all blocks; identity shortcuts
+        between stages keep theirs together. Robust blocks keep as many channels of every group, the
+        same in all slices. A stage whose type of block is not the teacher's starts fresh, and so
+        does what reads its output: the first norm, convolution and shortcut after it. Where the
+        smaller network has an identity shortcut and the teacher a convolution, there is nothing to
+        inherit; the other way round the convolution picks the kept channels.
+
+        Statistics of batch normalisation are those of the teacher: recalibrate them
+        (``recalibrate_batches`` of the evaluator) or train on.
+
+        Parameters
+        ----------
+        sample
+            A value for every label.
+        teacher_network
+            A :class:`WideResNet`, a :class:`WideResNetSpace`, or another network with the names and
+            shapes of this space's teacher (such as RobustBench's). It may be larger than the
+            teacher of this space; otherwise it must be built alike. It is left as it is.
+        channels
+            ``"magnitude"`` keeps channels by weight: of the stream those with the largest sum of
+            absolute scales of the norms that read them, inside blocks those whose filters have the
+            largest L1 norm. ``"first"`` keeps the first ones.
+        blocks
+            ``"first"`` keeps the first blocks of a stage, ``"even"`` its first block and evenly
+            spaced ones up to its last.
+
+        Returns
+        -------
+        WideResNet
+            On the teacher's device, with as many outputs as the teacher has.
+
+        Raises
+        ------
+        nni.mutable.exception.SampleValidationError
+            If the sample is not in the space.
+        UserError
+            If a rule is unknown, or the network is none of which this one is a part.
+        """
+        wanted = self.network_config(sample)
+        state = teacher_network.state_dict()
+        teacher, wanted = _matched(teacher_network, state, self.config, wanted)
+        taken = inherited_state(state, teacher, wanted, channels=channels, blocks=blocks)
+        network = WideResNet(wanted).train(self.training)
+        network.load_state_dict({**network.state_dict(), **taken})
+        return network.to(state["fc.weight"].device)
+
     def network_config(self, sample: Mapping[str, Any]) -> WideResNetConfig:
         """What describes a sample's network; its ``arguments()`` give the space below it.
 
@@ -302,6 +360,54 @@ class WideResNetSpace(ModelSpace, _Backbone):
         """Drawings of the three stages; equal blocks are drawn once."""
         config = decided(self.config, sample)
         return [_graph(config, index, stage) for index, stage in enumerate(config.stages(), 1)]
+
+
+def _matched(
+    network: nn.Module, state: Mapping[str, Tensor], own: WideResNetConfig, wanted: WideResNetConfig
+) -> tuple[WideResNetConfig, WideResNetConfig]:
+    """What the teacher network is, and what the wanted part of it is, with the same outputs.
+
+    Raises
+    ------
+    UserError
+        If the wanted network is no part of it.
+    """
+    head = state.get("fc.bias")
+    classes = own.num_classes if head is None else len(head)
+    known = isinstance(network, _Backbone)
+    teacher = network.config if isinstance(network, _Backbone) else own
+    teacher = dataclasses.replace(teacher, num_classes=classes)
+    wanted = dataclasses.replace(wanted, num_classes=classes)
+    for field in dataclasses.fields(teacher):
+        theirs, ours = getattr(teacher, field.name), getattr(wanted, field.name)
+        smaller = field.name in ("depths", "widths") and all(
+            less <= more for less, more in zip(ours, theirs, strict=True)
+        )
+        if field.name == "blocks" or smaller or theirs == ours:
+            continue
+        raise UserError(
+            f"inherit: {field.name}: {_shown(ours)} is no part of the teacher network, which has "
+            f"{_shown(theirs)}"
+        )
+    if not known:
+        with torch.device("meta"):
+            names = {
+                name: tensor.shape
+                for name, tensor in WideResNet(teacher).state_dict().items()
+                if name not in ("mu", "sigma")
+            }
+        wrong = next((n for n in names if n not in state or state[n].shape != names[n]), None)
+        if wrong is not None:
+            found = f"has it as {tuple(state[wrong].shape)}" if wrong in state else "lacks it"
+            raise UserError(
+                f"inherit: the teacher network ({type(network).__name__}) is not built as this "
+                f"space's teacher: '{wrong}' of shape {tuple(names[wrong])} is needed, it {found}"
+            )
+    return teacher, wanted
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _graph(config: WideResNetConfig, index: int, stage: Stage) -> CellGraph:
