@@ -8,7 +8,7 @@ The study of RobNet's candidates in one go::
         print(sentence)
 
 The names below are imported on first use: only those that begin with `fsp_` (and are no finding)
-load PyTorch, and only the linear probe scikit-learn.
+and those of the Lipschitz value load PyTorch, and only the linear probe scikit-learn.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nni_robust.analysis.fsp import fsp_matrix as fsp_matrix
     from nni_robust.analysis.fsp import fsp_taps as fsp_taps
     from nni_robust.analysis.fsp_measure import fsp_record as fsp_record
+    from nni_robust.analysis.lipschitz import lipschitz_value as lipschitz_value
+    from nni_robust.analysis.lipschitz import local_lipschitz as local_lipschitz
     from nni_robust.analysis.pareto import pareto_front as pareto_front
     from nni_robust.analysis.probe import linear_probe as linear_probe
     from nni_robust.analysis.rejection import reject_by_fsp as reject_by_fsp
@@ -56,7 +58,9 @@ _HOMES = {
     "fsp_taps": "fsp",
     "kendall_tau": "statistics",
     "linear_probe": "probe",
+    "lipschitz_value": "lipschitz",
     "load_study": "study",
+    "local_lipschitz": "lipschitz",
     "pareto_front": "pareto",
     "pearson": "statistics",
     "read_csv": "study",
@@ -81,7 +85,9 @@ __all__ = [
     "fsp_taps",
     "kendall_tau",
     "linear_probe",
+    "lipschitz_value",
     "load_study",
+    "local_lipschitz",
     "pareto_front",
     "pearson",
     "read_csv",
