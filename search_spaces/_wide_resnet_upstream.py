@@ -1,4 +1,6 @@
-"""Files of the authors' repositories: model descriptions (YAML) and weights.
+"""Model descriptions (YAML) of the authors' repositories.
+
+Their weights are read by :func:`nni_robust.architecture.checkpoint.convert_checkpoint`.
 
 zhichao-lu/robust-residual-network (commit 8c6d2c2) and its copy wdr123/robN2N (RC-NAS, commit
 4fd9e25) describe networks in YAML files that leave out the robust block's parameters. Their code
@@ -14,16 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from nni_robust.architecture import Architecture
 from nni_robust.config import read_yaml
 from nni_robust.errors import UserError, nearest
 
 from ._wide_resnet_config import WideResNetConfig
 
-__all__ = ["from_upstream_yaml", "load_upstream_weights"]
+__all__ = ["from_upstream_yaml"]
 
 #: Parameters of the robust block: the published values, and the defaults of the authors' code.
 _PUBLISHED = {"scales": 8, "base_width": 10, "cardinality": 4, "se_reduction": 64}
@@ -212,34 +211,3 @@ def _name(config: WideResNetConfig, stem: str | None) -> tuple[str, str]:
 
 def _three(values: Any) -> tuple[int, int, int]:
     return values[0], values[1], values[2]
-
-
-def load_upstream_weights(network: nn.Module, path: str | Path) -> None:
-    """Load weights that the authors or RobustBench published into a network of the same shape.
-
-    Names may begin with ``module.``, as ``DataParallel`` writes them, and the constants of the
-    input normalisation may be missing.
-
-    Parameters
-    ----------
-    network
-        A :class:`WideResNet`; for RobustBench's ``Huang2022Revisiting_WRN-A4`` that of
-        ``load_architecture("wrn-a4-robustbench")``. Filled in place.
-    path
-        File of weights (``.pt``, ``.pth`` or ``.safetensors``).
-
-    Raises
-    ------
-    UserError
-        If the file is missing, damaged, unsafe to read, or does not fit.
-    """
-    from nni_robust.training.weights import read_weights
-
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in read_weights(path)[0].items():
-        tensors[name.removeprefix("module.")] = tensor
-    try:
-        network.load_state_dict(tensors, strict=True)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:300]
-        raise UserError(f"'{path}' does not fit the network: {reason}") from None

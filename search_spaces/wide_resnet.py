@@ -45,14 +45,13 @@ from ._wide_resnet_cost import network_cost
 from ._wide_resnet_inherit import inherited_state
 from ._wide_resnet_layers import StageBlocks, make_norm
 from ._wide_resnet_sample import allowed_values, decided, decode, encode, searched_stages
-from ._wide_resnet_upstream import from_upstream_yaml, load_upstream_weights
+from ._wide_resnet_upstream import from_upstream_yaml
 
 __all__ = [
     "WideResNet",
     "WideResNetConfig",
     "WideResNetSpace",
     "from_upstream_yaml",
-    "load_upstream_weights",
 ]
 
 
@@ -62,12 +61,15 @@ class _Backbone(nn.Module):
     config: WideResNetConfig
     mu: Tensor
     sigma: Tensor
+    #: The published weights lack the constants of the input normalisation.
+    constant_buffers: tuple[str, ...] = ()
 
     def _assemble(self, config: WideResNetConfig) -> None:
         """Add the layers, with fresh weights."""
         self.config = config
         for name, values in zip(("mu", "sigma"), config.mean_and_std(), strict=False):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+            self.constant_buffers += (name,)
         self.stem_conv = nn.Conv2d(
             3, config.stem_channels, 3, config.stem_stride, padding=1, bias=False
         )
@@ -95,10 +97,9 @@ class _Backbone(nn.Module):
         return logits
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """The published weights lack the constants of the input normalisation; keep our own."""
-        for name in ("mu", "sigma"):
-            if name in self._buffers:
-                state_dict.setdefault(prefix + name, self._buffers[name])
+        """Keep our own constants where the file has none."""
+        for name in self.constant_buffers:
+            state_dict.setdefault(prefix + name, self._buffers[name])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

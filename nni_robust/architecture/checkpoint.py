@@ -28,7 +28,14 @@ from torch import Tensor, nn
 from nni_robust.architecture._architecture import Architecture
 from nni_robust.architecture._zoo import load_architecture
 from nni_robust.errors import UserError
-from nni_robust.training.weights import SAFE_TORCH, plain_tensors, write_tensors
+from nni_robust.training.weights import (
+    SAFE_TORCH,
+    optional_names,
+    plain_names,
+    plain_tensors,
+    unwrapped,
+    write_tensors,
+)
 
 __all__ = ["Conversion", "convert_checkpoint", "read_checkpoint"]
 
@@ -66,13 +73,16 @@ def convert_checkpoint(
     """Write an architecture with the weights of a checkpoint: a YAML file and a safetensors file.
 
     Names in the checkpoint must be those of the network's state dict, as they are for the authors'
-    RobNets; ``module.`` before all of them, as ``DataParallel`` writes it, is taken off. Every
-    tensor must be there and fit, and none may be left over.
+    RobNets and wide residual networks, and for RobustBench's ``Huang2022Revisiting_WRN-A4`` (here
+    ``wrn-a4-robustbench``); ``module.`` before all of them, as ``DataParallel`` writes it, is taken
+    off. Every tensor must be there and fit, and none may be left over; only constants of an input
+    normalisation may be missing.
 
     Parameters
     ----------
     path
-        The checkpoint: a dictionary of tensors, or one that has it under ``state_dict``.
+        The checkpoint: a dictionary of tensors, or one that has it under ``state_dict`` or
+        ``model_state_dict``.
     architecture
         What the weights are of: an architecture, a name in the zoo, or the path of its file.
     out
@@ -104,8 +114,7 @@ def convert_checkpoint(
     if num_classes is not None:
         architecture = dataclasses.replace(architecture, num_classes=num_classes)
     tensors, left_out = read_checkpoint(path)
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+    tensors = plain_names(tensors)
     with torch.device("meta"):
         network = architecture.build(pretrained=False)
     outputs = _fit_classifier(network, tensors, architecture, path, first_classes)
@@ -157,8 +166,10 @@ def _fit_classifier(
 
 def _check_fit(network: nn.Module, tensors: dict[str, Tensor], trouble: str) -> None:
     """Refuse tensors that are not exactly those of the network; give them its precision."""
-    state = network.state_dict()
+    state, optional = network.state_dict(), optional_names(network)
     for name, tensor in state.items():
+        if name not in tensors and name in optional:
+            continue
         if name not in tensors:
             raise UserError(f"{trouble}: the file has no '{name}'")
         if tensors[name].shape != tensor.shape:
@@ -215,8 +226,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...
             "by torch.save (if you trust it, load it with the program that wrote it and save "
             "nothing but its state_dict)"
         ) from e
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
+    value = unwrapped(value)
     if not isinstance(value, dict) or not value:
         raise UserError(f"'{path}' holds no dictionary of tensors")
     wrong = next((name for name, t in value.items() if not isinstance(t, Tensor)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,14 +22,20 @@ from nni_robust.store import atomic_path
 __all__ = [
     "SAFE_TORCH",
     "load_weights",
+    "optional_names",
+    "plain_names",
     "plain_tensors",
     "read_weights",
     "save_weights",
+    "unwrapped",
     "write_tensors",
 ]
 
 #: First torch whose restricted unpickler has no known hole.
 SAFE_TORCH = (2, 10)
+
+#: Keys under which training programs keep the network's tensors, besides their own bookkeeping.
+_WRAPPERS = ("state_dict", "model_state_dict")
 
 
 def plain_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -78,13 +85,17 @@ def write_tensors(
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Fill a network with weights from a file; every tensor must be there and fit.
 
+    Only constants that the network sets itself may be missing (see :func:`optional_names`), as they
+    are in published weights of networks that normalise their input.
+
     Parameters
     ----------
     model
         The network; filled in place, on its device. Unchanged where the file does not fit.
     path
         A ``.safetensors`` file; or ``.pt``, ``.pth`` with a dictionary of tensors (or one under
-        the key ``state_dict``).
+        the key ``state_dict`` or ``model_state_dict``). Names may begin with ``module.``, as
+        ``DataParallel`` writes them.
 
     Returns
     -------
@@ -97,8 +108,12 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         If the file is missing, damaged, unsafe to read, or does not fit the network.
     """
     tensors, metadata = read_weights(path)
-    wanted = model.state_dict()
+    wanted, optional = model.state_dict(), optional_names(model)
+    if tensors.keys().isdisjoint(wanted):
+        tensors = plain_names(tensors)
     for name, tensor in wanted.items():
+        if name not in tensors and name in optional:
+            tensors[name] = tensor
         if name not in tensors:
             raise UserError(f"'{path}' does not fit the network: it has no '{name}'")
         if tensors[name].shape != tensor.shape:
@@ -111,6 +126,34 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
             raise UserError(f"'{path}' does not fit the network: the network has no '{name}'")
     model.load_state_dict(tensors)
     return metadata
+
+
+def optional_names(model: nn.Module) -> set[str]:
+    """State names that weights may lack: what modules list as ``constant_buffers``.
+
+    Those are buffers that the constructor fills for good, such as mean and standard deviation of an
+    input normalisation.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "constant_buffers", ())
+    }
+
+
+def unwrapped(value: Any) -> Any:
+    """The dictionary of tensors inside a training checkpoint; anything else as it is."""
+    for key in _WRAPPERS:
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            return value[key]
+    return value
+
+
+def plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors without ``module.`` before their names, where all have it."""
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -157,8 +200,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     except (RuntimeError, EOFError, ValueError, KeyError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(f"'{path}' is damaged: {reason}") from None
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
+    value = unwrapped(value)
     if not isinstance(value, dict) or not all(isinstance(t, torch.Tensor) for t in value.values()):
         raise UserError(f"'{path}' holds no dictionary of tensors")
     return {str(name): tensor for name, tensor in value.items()}

@@ -1,4 +1,4 @@
-"""The authors' files: what they mean, what they lack, and their weights."""
+"""The authors' files: what they mean, what they lack, and weights in their names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
-from nni_robust.architecture import load_architecture
+from nni_robust.architecture import Architecture, load_architecture
+from nni_robust.architecture.checkpoint import convert_checkpoint
 from nni_robust.errors import UserError
 from nni_robust.search_spaces import WideResNet, WideResNetConfig
-from nni_robust.search_spaces.wide_resnet import from_upstream_yaml, load_upstream_weights
+from nni_robust.search_spaces.wide_resnet import from_upstream_yaml
+from nni_robust.training import load_weights
 
 
 def model(**changes: Any) -> dict[str, Any]:
@@ -145,23 +146,39 @@ def test_a_file_without_a_model(tmp_path: Path) -> None:
         from_upstream_yaml(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_published_weights(tmp_path: Path, suffix: str, prefix: str) -> None:
+def test_published_weights(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     config = WideResNetConfig(depths=1, widths=1, activation="SiLU", normalize="cifar10")
     theirs, ours = WideResNet(config), WideResNet(config)
-    path = tmp_path / f"weights{suffix}"
     state = {
         prefix + name: value
         for name, value in theirs.state_dict().items()
         if name not in ("mu", "sigma")  # the file that RobustBench offers lacks them
     }
-    if suffix == ".pt":
-        torch.save({"state_dict": state}, path)
-    else:
-        save_file(state, path)
-    load_upstream_weights(ours, path)
+    path = tmp_path / "weights.pt"
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
     x = torch.rand(2, 3, 8, 8)
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
-    with pytest.raises(UserError, match=r"does not fit the network: .*size mismatch for blocks.0"):
-        load_upstream_weights(WideResNet(WideResNetConfig(depths=1, widths=2)), path)
+    expected = theirs.eval()(x)
+    load_weights(ours, path)
+    assert torch.equal(ours.eval()(x), expected)
+    architecture = Architecture(
+        **{"name": "small", "space": "wide-resnet", "space_args": config.arguments()},
+        sample={f"stage{i}/{what}": 1 for i in (1, 2, 3) for what in ("depth", "width")},
+    )
+    convert_checkpoint(path, architecture, tmp_path / "small.yaml")
+    converted = load_architecture(tmp_path / "small.yaml").build()
+    assert torch.equal(converted.eval()(x), expected)
+    wide = WideResNet(WideResNetConfig(depths=1, widths=2))
+    with pytest.raises(UserError, match=r"'blocks.0.layer.0.conv1.weight' has shape"):
+        load_weights(wide, path)
+
+
+def test_only_constants_may_be_missing(tmp_path: Path) -> None:
+    config = WideResNetConfig(depths=1, widths=1, normalize="cifar10")
+    network = WideResNet(config)
+    state = dict(network.state_dict())
+    del state["norm1.running_mean"]
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"it has no 'norm1\.running_mean'"):
+        load_weights(network, tmp_path / "weights.pt")
