@@ -1,8 +1,32 @@
-"""Experiments: compositions of a space, a strategy and an evaluator, run through NNI."""
+"""Experiments: compositions of a space, a strategy and an evaluator in one YAML file.
+
+Names are imported on first use: NNI's tuner process imports this package and has seconds only.
+"""
 
 from __future__ import annotations
 
-from .runner import run_experiment
-from .schema import load_experiment, shipped
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load_experiment", "run_experiment", "shipped"]
+if TYPE_CHECKING:
+    from .runner import run_experiment as run_experiment
+    from .schema import Experiment as Experiment
+    from .schema import load_experiment as load_experiment
+    from .schema import shipped as shipped
+    from .sweep import run_sweep as run_sweep
+
+_HOMES = {
+    "Experiment": "schema",
+    "load_experiment": "schema",
+    "run_experiment": "runner",
+    "run_sweep": "sweep",
+    "shipped": "schema",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def finish(
     data: DataSplits,
     space: Any,
     engine: Any,
+    learned: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """Train and test the winner and its rivals; write ``final.json`` and the winner's weights.
 
@@ -82,6 +84,9 @@ def finish(
         The experiment's executable model space (NNI's), which makes the models.
     engine
         The running engine.
+    learned
+        Changes of the evaluator that the search came to besides the architecture, such as the
+        tutors of a distillation; all final networks get them.
 
     Returns
     -------
@@ -103,6 +108,7 @@ def finish(
         "score_limit": final.limit,
         "supernet": None,
         "eps_values": sorted({round(eps * f, 10) for f in final.eps_factors if eps * f <= 1}),
+        **learned,
     }
     robust = as_mapping(final.train)
     clean = as_mapping(dataclasses.replace(final.train, loss="clean"))

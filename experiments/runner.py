@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +14,11 @@ import filelock
 import yaml
 
 from nni_robust.errors import UserError
-from nni_robust.store import Store, read_json, write_json, write_yaml
+from nni_robust.store import read_json
 
 from .schema import Experiment, load_experiment
 
-__all__ = ["run_experiment"]
-
-_PACKAGES = (
-    "nni-robust",
-    "nni",
-    "torch",
-    "torchvision",
-    "torchattacks",
-    "pytorch-lightning",
-    "torchmetrics",
-    "numpy",
-    "scikit-learn",
-)
+__all__ = ["open_run", "run_experiment", "store_folder", "trial_threads"]
 
 
 def run_experiment(
@@ -83,9 +66,10 @@ def run_experiment(
     KeyboardInterrupt
         On Ctrl-C, after NNI was stopped and the run folder says "interrupted".
     """
-    settings, run = _open(experiment, out, resume, port, overrides)
+    settings, run = open_run(experiment, out, resume, port, overrides)
     # Imported only now: a mistake in the file is told without waiting for torch and NNI.
     from ._preflight import check_port, check_writable, preflight
+    from ._search import search
 
     check_writable(run)
     lock = filelock.FileLock(str(run / ".lock"))
@@ -99,12 +83,24 @@ def run_experiment(
             check_port(settings.nni.port)
         data = preflight(settings)
         with _terminate_as_interrupt():
-            return _search(settings, run, data, _store_folder(run, store), html, report)
+            search(
+                settings,
+                run,
+                data,
+                store_folder(run, store),
+                _StartedNni(settings, run),
+                url=f"http://127.0.0.1:{settings.nni.port}"
+                if settings.nni.engine == "ts"
+                else None,
+                html=html,
+                report=report,
+            )
+            return run
     finally:
         lock.release()
 
 
-def _store_folder(run: Path, asked: str | None) -> Path:
+def store_folder(run: Path, asked: str | None) -> Path:
     if asked is not None:
         return Path(asked).resolve()
     kept = read_json(run / "run.json").get("store") if (run / "run.json").is_file() else None
@@ -139,7 +135,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _open(
+def open_run(
     experiment: str, out: str | None, resume: bool, port: int | None, overrides: Sequence[str]
 ) -> tuple[Experiment, Path]:
     """The checked settings and the run folder, which is not made yet."""
@@ -203,81 +199,57 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _search(
-    settings: Experiment,
-    run: Path,
-    data: Any,
-    shared: Path,
-    html: bool,
-    report: Callable[[str], None],
-) -> Path:
-    from nni.experiment import RunMode
-    from nni.runtime.log import silence_stdout
+class _StartedNni:
+    """NNI as we start it: our experiment class, with the settings of the file."""
 
-    from nni_robust.architecture.space import open_space
-    from nni_robust.nni_adapter.experiment import RobustNasExperiment
-    from nni_robust.nni_adapter.waiting import wait_for
-    from nni_robust.report import build_report
+    def __init__(self, settings: Experiment, run: Path) -> None:
+        self.settings, self.run = settings, run
 
-    from ._final import count_networks, finish, save_best
-    from ._findings import write_findings
-    from ._preflight import build_parts
-    from ._records import Recorder
+    def __call__(
+        self,
+        space: Any,
+        evaluator: Any,
+        strategy: Any,
+        trials: int,
+        total: int,
+        on_engine: Callable[[Any], None],
+    ) -> _StartedNni:
+        from nni.runtime.log import silence_stdout
 
-    silence_stdout()
-    state = _State(run, settings, shared)
-    write_yaml(run / "config.yaml", settings.as_mapping())
-    store = Store(shared)
-    space, evaluator, strategy = build_parts(settings, data, str(store.root))
-    trials = int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
-    candidates = int(getattr(strategy, "candidates", trials))
-    part = settings.space
-    asked = open_space(part.name, part.arguments, data.num_classes)
-    recorder = Recorder(
-        run, store, report, candidates, trials - candidates, getattr(asked, "attributes", None)
-    )
+        from nni_robust.nni_adapter.experiment import RobustNasExperiment
 
-    def on_engine(engine: Any) -> None:
-        recorder.listen(engine)
-        url = None
-        if settings.nni.engine == "ts":
-            url = f"http://127.0.0.1:{settings.nni.port}"
-            report(f"web UI: {url}  (NNI serves it on all interfaces, without a password)")
-        state.started(nas.id, url)
+        silence_stdout()
+        self.experiment = RobustNasExperiment(
+            space,
+            evaluator,
+            strategy,
+            _nni_config(self.settings, self.run, total),
+            budget=trials,
+            environment=trial_threads(self.settings),
+            on_engine=on_engine,
+        )
+        return self
 
-    nas = RobustNasExperiment(
-        space,
-        evaluator,
-        strategy,
-        _nni_config(settings, run, trials + count_networks(settings)),
-        budget=trials,
-        environment=_threads(settings),
-        on_engine=on_engine,
-    )
-    status = "failed"
-    with _inside(run / "trial_code"):
-        try:
-            # Detached, the manager writes to its own log and not to this terminal.
-            nas.start(settings.nni.port, run_mode=RunMode.Detach)
-            wait_for(nas.engine, nas.engine.models)  # NNI's own strategies do not
-            if hasattr(strategy, "export"):
-                strategy.export(run)
-            save_best(run, settings, data)
-            write_findings(run, settings.seed, report)
-            if settings.final is not None:
-                report("the search is done; training the final networks")
-            finish(run, settings, data, nas._exec_model_space, nas.engine)
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            state.ended(status)
-            nas.stop()
-            if html:
-                with contextlib.suppress(UserError):
-                    build_report(run)
-    return run
+    @property
+    def id(self) -> str:
+        return str(self.experiment.id)
+
+    @property
+    def engine(self) -> Any:
+        return self.experiment.engine
+
+    @property
+    def executable_space(self) -> Any:
+        return self.experiment._exec_model_space
+
+    def start(self) -> None:
+        from nni.experiment import RunMode
+
+        # Detached, the manager writes to its own log and not to this terminal.
+        self.experiment.start(self.settings.nni.port, run_mode=RunMode.Detach)
+
+    def stop(self) -> None:
+        self.experiment.stop()
 
 
 def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
@@ -299,81 +271,10 @@ def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
     return config
 
 
-def _threads(settings: Experiment) -> dict[str, str]:
+def trial_threads(settings: Experiment) -> dict[str, str]:
     """Trials side by side share the cores; torch would give every one of them all."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     threads = settings.nni.trial_threads or max(1, cores // settings.nni.concurrency)
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Work in an empty folder: NNI sends the current directory to the trials' machines."""
-    folder.mkdir(exist_ok=True)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-class _State:
-    """``run.json``: what the run is and how it stands."""
-
-    def __init__(self, run: Path, settings: Experiment, store: Path) -> None:
-        self.path = run / "run.json"
-        self.start = time.monotonic()
-        if self.path.is_file():
-            self.value = read_json(self.path)
-        else:
-            self.value = {"name": settings.name, "created": _now(), "seconds": 0.0, "nni": []}
-        self.before = float(self.value["seconds"])
-        self.value.update(status="running", versions=_versions(), machine=_machine())
-        if store != run / "store":
-            self.value["store"] = str(store)
-        write_json(self.path, self.value)
-
-    def started(self, experiment_id: str, url: str | None) -> None:
-        self.value["nni"].append({"id": experiment_id, "url": url, "started": _now()})
-        write_json(self.path, self.value)
-
-    def ended(self, status: str) -> None:
-        self.value.update(
-            status=status, seconds=round(self.before + time.monotonic() - self.start, 1)
-        )
-        write_json(self.path, self.value)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

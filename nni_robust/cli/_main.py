@@ -21,6 +21,7 @@ from nni_robust.errors import UserError
 VERBS = {
     "run": ("nni_robust.cli._run", "search for a robust architecture, as an experiment says"),
     "sweep": ("nni_robust.cli._sweep", "run an experiment under many settings and seeds"),
+    "nni-config": ("nni_robust.cli._nni_config", "write the configuration for 'nnictl create'"),
     "train": ("nni_robust.cli._train", "train one architecture adversarially and keep its weights"),
     "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
     "transfer": ("nni_robust.cli._transfer", "attack networks with each other's examples"),

@@ -7,10 +7,7 @@
   ``AddCustomizedTrialJob``) and the search then waits for ever; here they are skipped.
 * An exception in a strategy's callback kills that thread as well; here it is kept and raised in the
   main thread by the next call of the engine.
-* NNI calls no callback for a model that the strategy let go of; here every submitted model is kept.
-* Engines answer models whose results are in the store at once, without a trial: a resumed search is
-  the same search run again, with its past replayed. So a strategy needs no saved state to go on,
-  and NNI's own checkpoint (a pickle that torch >= 2.6 refuses to load) is not used.
+* Engines answer models whose results are in the store at once, without a trial (`replay`).
 """
 
 from __future__ import annotations
@@ -24,15 +21,14 @@ from typing import Any
 import requests
 from nni.experiment import launcher
 from nni.nas.execution import SequentialExecutionEngine, training_service
-from nni.nas.execution.event import FinalMetricEvent, TrainingEndEvent
 from nni.nas.execution.training_service import TrainingServiceExecutionEngine
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
-from nni.nas.space import ModelStatus
 from nni.runtime.tuner_command_channel import TunerCommandChannel
 
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter import check_version
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
+from nni_robust.nni_adapter.replay import ReplayMixin
 from nni_robust.nni_adapter.spaces import ReadableModelSpace
 
 __all__ = ["RobustNasExperiment", "stop_orphan"]
@@ -55,60 +51,7 @@ class _TolerantChannel(TunerCommandChannel):
                 _log.debug("skipped a command of the manager: %s", e)
 
 
-class _Replay:
-    """Mixed into an engine: finished models are answered from the store; counts against one budget.
-
-    It also keeps every submitted model: NNI's engine has weak references only, and calls no
-    callback for a model that the strategy let go of (its own `Random` does).
-    """
-
-    def __init__(self, *args: Any) -> None:
-        self.budget: int | None = None
-        self.models: list[Any] = []
-        self.callback_error: BaseException | None = None
-        super().__init__(*args)
-
-    @property
-    def submitted(self) -> int:
-        """Models submitted so far, replayed ones included."""
-        return len(self.models)
-
-    def list_models(self, status: Any = None) -> list[Any]:
-        """The submitted models, the instances themselves."""
-        return [m for m in self.models if status is None or m.status == status]
-
-    def submit_models(self, *models: Any) -> None:
-        for model in models:
-            self._raise_callback_error()
-            model.ordinal = self.submitted  # the n-th model of the run, counted from 0
-            self.models.append(model)
-            finished = getattr(model.evaluator, "finished", None)
-            metrics = finished(model) if finished is not None else None
-            if metrics is None:
-                super().submit_models(model)  # type: ignore[misc]
-            else:
-                model.status = ModelStatus.Training
-                dispatch: Any = self.dispatch_model_event  # type: ignore[attr-defined]
-                dispatch(FinalMetricEvent(model, metrics))
-                dispatch(TrainingEndEvent(model, ModelStatus.Trained))
-
-    def budget_available(self) -> bool:
-        self.check_alive()
-        if self.budget is not None and self.submitted >= self.budget:
-            return False
-        return bool(super().budget_available())  # type: ignore[misc]
-
-    def check_alive(self) -> None:
-        """Raise what stops the search for good, where something did."""
-        self._raise_callback_error()
-
-    def _raise_callback_error(self) -> None:
-        if self.callback_error is not None:
-            error, self.callback_error = self.callback_error, None
-            raise error
-
-
-class _ServiceEngine(_Replay, TrainingServiceExecutionEngine):
+class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
     def check_alive(self) -> None:
         super().check_alive()
         try:
@@ -132,7 +75,7 @@ class _ServiceEngine(_Replay, TrainingServiceExecutionEngine):
             self.callback_error = e
 
 
-class _SequentialEngine(_Replay, SequentialExecutionEngine):
+class _SequentialEngine(ReplayMixin, SequentialExecutionEngine):
     pass
 
 

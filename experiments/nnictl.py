@@ -1,0 +1,248 @@
+"""The other door: an experiment file started by ``nnictl create``.
+
+``nni-robust nni-config EXPERIMENT --out RUN`` makes a run folder with the resolved experiment and
+an NNI configuration, ``RUN/nnictl.yml``. Its tuner is :class:`ExperimentTuner`, which runs the same
+search as ``nni-robust run`` inside NNI's tuner process; trials, web UI, ``nnictl experiment
+status/view/export/stop`` and ``nnictl resume`` are then NNI's own. Register the tuner once with
+``nnictl algo register --meta RUN/algo.yml`` to use it by name.
+
+Imports stay light: NNI gives a tuner's process ten seconds from start to connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nni.tuner import Tuner
+
+from nni_robust.nni_adapter.job import Deferred
+
+__all__ = ["ExperimentTuner", "write_nni_config"]
+
+_log = logging.getLogger(__name__)
+
+_TUNER = "nni_robust.experiments.nnictl.ExperimentTuner"
+_REGISTERED = "NniRobust"
+
+
+def write_nni_config(
+    experiment: str, *, out: str | None = None, overrides: Sequence[str] = ()
+) -> Path:
+    """Make a run folder that ``nnictl create`` can start.
+
+    Parameters
+    ----------
+    experiment
+        Name of a shipped experiment or path of a YAML file.
+    out
+        Run folder; None is ``runs/<name>``, numbered where that is taken.
+    overrides
+        ``section.key=value`` changes of the file.
+
+    Returns
+    -------
+    Path of the NNI configuration, ``nnictl.yml`` in the run folder.
+
+    Raises
+    ------
+    UserError
+        On anything that is wrong with the experiment.
+    """
+    from nni_robust.errors import UserError
+    from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
+    from nni_robust.store import write_yaml
+
+    from ._final import count_networks
+    from ._preflight import build_strategy, check_writable, preflight
+    from ._search import count_trials
+    from .runner import open_run, trial_threads
+
+    settings, run = open_run(experiment, out, False, None, overrides)
+    if settings.nni.engine != "ts":
+        raise UserError(f"nni.engine: {settings.nni.engine!r} is not allowed with nnictl; 'ts' is")
+    preflight(settings)
+    check_writable(run)
+    (run / "trial_code").mkdir(exist_ok=True)
+    write_yaml(run / "config.yaml", settings.as_mapping())
+    strategy = build_strategy(settings)
+    environment = " ".join(f"{k}={v}" for k, v in trial_threads(settings).items())
+    command = [sys.executable, "-m", "nni_robust.nni_adapter.job", str(run)]
+    nni = settings.nni
+    config: dict[str, Any] = {
+        "experimentName": settings.name,
+        "experimentWorkingDirectory": str(run / "nni"),
+        # The tuner knows the space; NNI asks for something here and shows it.
+        "searchSpace": {"space": {"_type": "choice", "_value": [settings.space.name]}},
+        "trialCommand": f"{environment} {TRIAL_ENVIRONMENT} {shlex.join(command)}",
+        "trialCodeDirectory": str(run / "trial_code"),
+        "trialConcurrency": nni.concurrency,
+        "maxTrialNumber": count_trials(settings, strategy) + count_networks(settings),
+        "trialGpuNumber": nni.trial_gpus,
+        "tuner": {
+            "className": _TUNER,
+            "codeDirectory": str(run / "trial_code"),  # NNI wants one; the class is installed
+            "classArgs": {"run": str(run)},
+        },
+        "trainingService": dict(nni.training_service),
+    }
+    if nni.trial_gpus and nni.training_service.get("platform") == "local":
+        config["trainingService"].setdefault("useActiveGpu", True)
+    write_yaml(run / "nnictl.yml", config)
+    write_yaml(
+        run / "algo.yml",
+        {
+            "algoType": "tuner",
+            "builtinName": _REGISTERED,
+            "className": _TUNER,
+            "acceptClassArgs": True,
+        },
+    )
+    return run / "nnictl.yml"
+
+
+class ExperimentTuner(Tuner):
+    """NNI's tuner process runs the whole search of a run folder: strategy, final networks, report.
+
+    Parameters
+    ----------
+    run
+        A run folder made by :func:`write_nni_config`.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = Path(run)
+        self.engine: Any = None
+        self._opened = threading.Event()
+        self._waiting: list[tuple[list[int], Callable[..., None]]] = []
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def update_search_space(self, search_space: Any) -> None:
+        """NNI's first command: start the search in a thread of its own."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._search, daemon=True)
+            self._thread.start()
+
+    def _search(self) -> None:
+        from nni_robust.data import load_task
+        from nni_robust.errors import UserError
+        from nni_robust.nni_adapter.tuner_engine import manager_url
+
+        from ._search import search
+        from .runner import store_folder
+        from .schema import load_experiment
+
+        channel = os.environ["NNI_TUNER_COMMAND_CHANNEL"]
+        try:
+            settings = load_experiment(str(self.run / "config.yaml"))
+            search(
+                settings,
+                self.run,
+                load_task(settings.task),
+                store_folder(self.run, None),
+                self._open,
+                url=manager_url(channel),
+                html=True,
+                report=_log.warning,
+            )
+        except UserError as e:
+            _log.error("%s", e)
+        except Exception:
+            _log.exception("the search failed")
+        finally:
+            self._opened.set()
+            if self.engine is not None:
+                self.engine.close()
+
+    def _open(
+        self,
+        space: Any,
+        evaluator: Any,
+        strategy: Any,
+        trials: int,
+        total: int,
+        on_engine: Callable[[Any], None],
+    ) -> _InsideNni:
+        from nni_robust.nni_adapter.tuner_engine import TunerEngine, manager_url
+
+        engine = TunerEngine(
+            self.run / "jobs", manager_url(os.environ["NNI_TUNER_COMMAND_CHANNEL"])
+        )
+        engine.budget = trials
+        return _InsideNni(self, space, evaluator, strategy, engine, on_engine)
+
+    def take(self, engine: Any) -> None:
+        """The engine runs: give it the requests that came before."""
+        with self._lock:
+            self.engine = engine
+            for ids, send in self._waiting:
+                for parameter_id, parameters in zip(
+                    ids, list(engine.request(ids, send)), strict=False
+                ):
+                    send(parameter_id, parameters)
+            self._waiting.clear()
+        self._opened.set()
+
+    def generate_multiple_parameters(
+        self, parameter_id_list: list[int], **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Parameters for as many trials as NNI asks for; some are sent later."""
+        with self._lock:
+            if self.engine is None:
+                self._waiting.append((parameter_id_list, kwargs["st_callback"]))
+                return Deferred(len(parameter_id_list))
+            found: list[dict[str, Any]] = self.engine.request(
+                parameter_id_list, kwargs["st_callback"]
+            )
+            return found
+
+    def receive_trial_result(
+        self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any
+    ) -> None:
+        """A final metric."""
+        self.engine.metric(parameter_id, value)
+
+    def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
+        """A trial has ended."""
+        self.engine.ended(parameter_id, success)
+
+    def import_data(self, data: Any) -> None:
+        """Results of an earlier life of the experiment: they are in the run's store already."""
+
+
+class _InsideNni:
+    """What :func:`._search.search` runs on in NNI's tuner process."""
+
+    def __init__(
+        self,
+        tuner: ExperimentTuner,
+        space: Any,
+        evaluator: Any,
+        strategy: Any,
+        engine: Any,
+        on_engine: Callable[[Any], None],
+    ) -> None:
+        from nni_robust.nni_adapter.spaces import ReadableModelSpace
+
+        self.tuner, self.strategy, self.engine = tuner, strategy, engine
+        self.on_engine = on_engine
+        self.executable_space = ReadableModelSpace.from_model(space, evaluator)
+
+    @property
+    def id(self) -> str:
+        return str(self.engine.experiment_id)
+
+    def start(self) -> None:
+        self.on_engine(self.engine)
+        self.tuner.take(self.engine)
+        self.strategy(self.executable_space, self.engine)
+
+    def stop(self) -> None:
+        self.engine.shutdown()
