@@ -2,7 +2,8 @@
 
 Cross entropy: Goodfellow et al., "Explaining and harnessing adversarial examples" (1412.6572). DLR,
 the difference of logits ratio: Croce and Hein, "Reliable evaluation of adversarial robustness with
-an ensemble of diverse parameter-free attacks" (2003.01690), eq. 6.
+an ensemble of diverse parameter-free attacks" (2003.01690), eq. 6. Margin: Carlini and Wagner,
+"Towards evaluating the robustness of neural networks" (1608.04644), f6 without confidence.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return -margin / (ranked[:, 0] - ranked[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Minus the lead of the label's logit over the largest other one."""
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
+    return others.amax(1) - logits.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 
 
 def loss_gradient(

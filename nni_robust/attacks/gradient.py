@@ -1,4 +1,4 @@
-"""Gradient attacks: FGSM, PGD and MI-FGSM, untargeted or targeted, in L∞ and L2.
+"""Gradient attacks: FGSM, PGD (also as CW) and MI-FGSM, untargeted or targeted, in L∞ and L2.
 
 Papers
 ------
@@ -34,7 +34,16 @@ from nni_robust.config import Ratio, parse, strict
 from nni_robust.errors import UserError
 from nni_robust.threat import ThreatModel
 
-__all__ = ["FGSM", "MIFGSM", "PGD", "FGSMSettings", "MIFGSMSettings", "PGDSettings"]
+__all__ = [
+    "CW",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "CWSettings",
+    "FGSMSettings",
+    "MIFGSMSettings",
+    "PGDSettings",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,8 @@ class FGSMSettings:
     targeted
         The labels given are the classes to reach.
     loss
-        ``"ce"``, ``"dlr"``, or a function from (N, K) logits and (N,) labels to (N,) losses.
+        ``"ce"``, ``"dlr"``, ``"margin"``, or a function from (N, K) logits and (N,) labels to (N,)
+        losses.
     bn_mode
         ``"eval"``, or ``"train"``: attack with the batch's own statistics, like the seeds did.
     channels_last
@@ -285,6 +295,31 @@ class MIFGSM(PGD):
     @staticmethod
     def _parse(settings: dict[str, Any]) -> PGDSettings:
         return parse(MIFGSMSettings, settings, "attack 'mi-fgsm'")
+
+
+@dataclasses.dataclass(frozen=True)
+class CWSettings(PGDSettings):
+    """Settings of CW: those of PGD, with the loss ``"margin"``."""
+
+    loss: Any = "margin"
+
+
+@registry.attacks.register("cw")
+class CW(PGD):
+    """PGD on the margin of Carlini and Wagner; settings: :class:`CWSettings`.
+
+    "CW-40" of papers on adversarial training (TRADES, MART, RC-NAS) is 40 steps of it inside the
+    ball; Carlini and Wagner's own search for the smallest change is ``torchattacks:CW``.
+    """
+
+    name = "cw"
+
+    @staticmethod
+    def _parse(settings: dict[str, Any]) -> PGDSettings:
+        return parse(CWSettings, settings, "attack 'cw'")
+
+    def _default_label(self) -> str:
+        return super()._default_label().replace("-margin", "")
 
 
 @registry.attacks.register("fgsm")
