@@ -29,6 +29,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from nni.mutable import Categorical, label_scope
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
+from nni_robust.architecture import Architecture
 from nni_robust.architecture.graph import CellGraph
 from nni_robust.cost import Cost
 from nni_robust.errors import UserError
@@ -345,6 +347,14 @@ class WideResNetSpace(ModelSpace, _Backbone):
             If the code is malformed.
         """
         return decode(code, search_blocks)
+
+    @classmethod
+    def read_foreign(cls, value: Mapping[str, Any], path: Path) -> Architecture | None:
+        """The architecture of a model file of the authors, see :func:`from_upstream_yaml`."""
+        model = value.get("model", value)
+        if not isinstance(model, Mapping) or "depth_configs" not in model:
+            return None
+        return from_upstream_yaml(path)
 
     @classmethod
     def encode(cls, sample: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from nni_robust.architecture._architecture import FORMAT, Architecture
 from nni_robust.config import read_yaml
 from nni_robust.errors import UserError, nearest
+from nni_robust.registry import search_spaces
 from nni_robust.store import read_json
 
 __all__ = ["list_architectures", "load_architecture"]
@@ -35,12 +36,14 @@ def list_architectures(pattern: str = "*") -> list[str]:
 
 
 def load_architecture(name_or_path: str | Path) -> Architecture:
-    """An architecture of the zoo, or of a file that :meth:`Architecture.save` wrote.
+    """An architecture of the zoo, or of a file.
 
     Parameters
     ----------
     name_or_path
-        A name that :func:`list_architectures` gives, or the path of a .yaml, .yml or .json file.
+        A name that :func:`list_architectures` gives, or the path of a .yaml, .yml or .json file
+        that :meth:`Architecture.save` wrote, or that a space knows as one of its authors', such as
+        ``WRN-A1.yaml`` of the wide residual networks.
 
     Raises
     ------
@@ -63,6 +66,20 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
             "`nni-robust archs` lists is needed, or the path of a .yaml or .json file)"
         )
     value = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    if isinstance(value, dict) and "format" not in value:
+        foreign = _foreign(value, path)
+        if foreign is not None:
+            return foreign
     if isinstance(value, dict) and isinstance(value.get("weights"), str):
         value["weights"] = str(path.parent / value["weights"])
     return Architecture.from_dict(value, where=f"'{path}'")
+
+
+def _foreign(value: dict[str, Any], path: Path) -> Architecture | None:
+    """The architecture of a file in a form that some space knows; None where none does."""
+    for name in search_spaces.names():
+        reader = getattr(search_spaces.get(name), "read_foreign", None)
+        found: Architecture | None = None if reader is None else reader(value, path)
+        if found is not None:
+            return found
+    return None

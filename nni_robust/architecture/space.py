@@ -9,7 +9,8 @@ line, a package declares it as an entry point and keeps to :class:`Space`::
 Its name then works as ``space: my-space`` in YAML. Only `num_classes` and what NNI asks of any
 model space are needed; the rest of :class:`Space` is used where it is there (without `cost`,
 networks are measured; without `attributes`, searches have bounds on parameters and MACs only;
-without `cell_graphs`, nothing is drawn; without `decode`, files hold a sample, no code).
+without `cell_graphs`, nothing is drawn; without `decode`, files hold a sample, no code; without
+`read_foreign`, files are ours only).
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from nni_robust.errors import UserError, nearest
 from nni_robust.registry import constructor_arguments, search_spaces
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
+    from nni_robust.architecture._architecture import Architecture
     from nni_robust.architecture.graph import CellGraph
     from nni_robust.cost import Cost
 
@@ -59,6 +63,10 @@ class Space(Protocol):
     @classmethod
     def decode(cls, code: Any, **space_args: Any) -> dict[str, Any]:
         """Sample of the short form that papers print; `space_args` as for the constructor."""
+
+    @classmethod
+    def read_foreign(cls, value: Mapping[str, Any], path: Path) -> Architecture | None:
+        """The architecture that a file of other people's code describes, None for other files."""
 
     @classmethod
     def encode(cls, sample: Mapping[str, Any]) -> Any:
