@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .baseline import BaselineSpace
 from .darts import DartsNetwork, DartsSpace, Genotype, canonical_form, isomorphic
+from .inverted_residual import InvertedResidualNet, InvertedResidualSpace
 from .robnet import RobNet, RobNetSpace
 from .wide_resnet import WideResNet, WideResNetConfig, WideResNetSpace
 
@@ -12,6 +13,8 @@ __all__ = [
     "DartsNetwork",
     "DartsSpace",
     "Genotype",
+    "InvertedResidualNet",
+    "InvertedResidualSpace",
     "RobNet",
     "RobNetSpace",
     "WideResNet",

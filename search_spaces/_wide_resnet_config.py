@@ -24,6 +24,7 @@ __all__ = [
     "Stage",
     "WideResNetConfig",
     "per_stage",
+    "read_normalize",
 ]
 
 #: Types of blocks: two convolutions; or a bottleneck with a hierarchy of convolutions and SE.
@@ -156,7 +157,7 @@ class WideResNetConfig:
             object.__setattr__(self, name, values)
         if not isinstance(self.preact_fix, bool):
             raise UserError(f"preact_fix: {self.preact_fix!r} is not allowed; true or false is")
-        object.__setattr__(self, "normalize", _normalization(self.normalize))
+        object.__setattr__(self, "normalize", read_normalize(self.normalize))
         for index, stage in enumerate(self.stages(), start=1):
             self._check_robust(index, stage)
 
@@ -258,7 +259,7 @@ def _one_of(allowed: Sequence[str]) -> Callable[[str, object], None]:
     return check
 
 
-def _normalization(value: Any) -> Any:
+def read_normalize(value: Any) -> Any:
     """`normalize` as it is kept: None, a known name, or two tuples of three floats."""
     if value is None or (isinstance(value, str) and value in NORMALIZE):
         return value
