@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .adversarial_training import AdversarialTraining
+from .tabular import TabularEvaluator
 
-__all__ = ["AdversarialTraining"]
+__all__ = ["AdversarialTraining", "TabularEvaluator"]

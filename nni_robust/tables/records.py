@@ -1,0 +1,129 @@
+"""Our own format: JSON lines ``{"sample": {...}, "metrics": {...}}``, made from a finished run.
+
+Column ``default`` is what the run's search maximised; columns that begin with ``test`` were
+measured on the test split. Several runs of the same space (other seeds) give one table of means:
+the score of a network is then what its training gives on average.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nni_robust.errors import UserError
+from nni_robust.store import read_json, read_records, write_text
+
+from ._base import Row, RowTable, sample_key
+
+__all__ = ["read_records_table", "table_from_run", "write_table"]
+
+
+def read_records_table(path: str | Path, name: str | None = None) -> RowTable:
+    """Read a table in our own format.
+
+    Parameters
+    ----------
+    path
+        JSON-lines file.
+    name
+        Of the table; None is the file's.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or not in that format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no table '{path}'; nni-robust table RUN makes one of a finished run")
+    rows: dict[Any, Row] = {}
+    for number, record in enumerate(read_records(path), 1):
+        sample, metrics = record.get("sample"), record.get("metrics")
+        if not isinstance(sample, dict) or not isinstance(metrics, dict):
+            raise UserError(f"'{path}', line {number}: a record with sample and metrics is expected")
+        if "default" not in metrics:
+            raise UserError(f"'{path}', line {number}: the metrics lack 'default'")
+        key = sample_key(sample)
+        if key in rows:
+            raise UserError(f"'{path}', line {number}: this sample has a row already")
+        rows[key] = {str(column): float(value) for column, value in metrics.items()}
+    return RowTable(name or path.stem, rows, "default")
+
+
+def table_from_run(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    test: Mapping[str, Mapping[str, float]] | None = None,
+) -> RowTable:
+    """The candidates of finished runs as a table.
+
+    Parameters
+    ----------
+    runs
+        One run folder, or several of the same space and task, whose scores are averaged. An
+        architecture that not all of them have is left out.
+    test
+        Key of a trial in the store to what its network scores on the test split; see
+        :func:`nni_robust.experiments.test_scores`.
+
+    Raises
+    ------
+    UserError
+        If a folder holds no candidates.
+    """
+    folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    found: list[dict[Any, Row]] = []
+    for folder in map(Path, folders):
+        records = read_records(folder / "candidates.jsonl")
+        good = [r for r in records if r["phase"] == "candidate" and r["status"] == "ok"]
+        if not good:
+            raise UserError(f"'{folder}' holds no finished candidate to make a table of")
+        rows: dict[Any, Row] = {}
+        for record in good:
+            row = {column: float(value) for column, value in record["metrics"].items()}
+            scores = (test or {}).get(str(record["key"]), {})
+            row |= {f"test {column}": float(value) for column, value in scores.items()}
+            rows[sample_key(record["sample"])] = row
+        found.append(rows)
+    shared = [key for key in found[0] if all(key in rows for rows in found[1:])]
+    if not shared:
+        raise UserError("the runs share no architecture, so there is no table of means")
+    means = {
+        key: {
+            column: statistics.fmean(rows[key][column] for rows in found)
+            for column in found[0][key]
+            if all(column in rows[key] for rows in found)
+        }
+        for key in shared
+    }
+    return RowTable(_name(Path(folders[0])), means, "default")
+
+
+def _name(folder: Path) -> str:
+    state = folder / "run.json"
+    return str(read_json(state)["name"]) if state.is_file() else folder.name
+
+
+def write_table(table: RowTable, path: str | Path) -> None:
+    """Write a table in our own format, sorted; accuracies to five digits.
+
+    Parameters
+    ----------
+    table
+        Any table held in memory, published ones included.
+    path
+        The file; it is replaced in one step.
+    """
+    lines = []
+    for key in sorted(table.rows, key=repr):
+        row = dict(table.rows[key])
+        row.setdefault("default", row[table.objective])
+        metrics: dict[str, float | int] = {
+            column: int(value) if float(value).is_integer() else round(value, 5)
+            for column, value in row.items()
+        }
+        lines.append(json.dumps({"sample": table.sample(key), "metrics": metrics}))
+    write_text(path, "\n".join(lines) + "\n")
