@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import nni_robust.data  # noqa: F401 - registers the data sets
 from nni_robust.architecture import load_architecture
 from nni_robust.attacks import attack_from_spec
 from nni_robust.config import as_mapping
