@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_robust.analysis.budget import budget_finding as budget_finding
+    from nni_robust.analysis.compression import RunTopology as RunTopology
+    from nni_robust.analysis.compression import StageTopology as StageTopology
+    from nni_robust.analysis.compression import compare_topologies as compare_topologies
+    from nni_robust.analysis.compression import keep_ratios as keep_ratios
+    from nni_robust.analysis.compression import mean_keep as mean_keep
+    from nni_robust.analysis.compression import run_topology as run_topology
     from nni_robust.analysis.density import density_finding as density_finding
     from nni_robust.analysis.findings import StudyFindings as StudyFindings
     from nni_robust.analysis.findings import study_findings as study_findings
@@ -45,10 +51,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Correlation": "statistics",
+    "RunTopology": "compression",
+    "StageTopology": "compression",
     "StudyFindings": "findings",
     "StudyRow": "study",
     "Topology": "topology",
     "budget_finding": "budget",
+    "compare_topologies": "compression",
     "correlate": "statistics",
     "density_finding": "density",
     "fsp_distance": "fsp",
@@ -56,26 +65,32 @@ _HOMES = {
     "fsp_matrix": "fsp",
     "fsp_record": "fsp_measure",
     "fsp_taps": "fsp",
+    "keep_ratios": "compression",
     "kendall_tau": "statistics",
     "linear_probe": "probe",
     "lipschitz_value": "lipschitz",
     "load_study": "study",
     "local_lipschitz": "lipschitz",
+    "mean_keep": "compression",
     "pareto_front": "pareto",
     "pearson": "statistics",
     "read_csv": "study",
     "reject_by_fsp": "rejection",
     "robnet_topology": "topology",
+    "run_topology": "compression",
     "spearman": "statistics",
     "study_findings": "findings",
     "to_csv": "study",
 }
 __all__ = [
     "Correlation",
+    "RunTopology",
+    "StageTopology",
     "StudyFindings",
     "StudyRow",
     "Topology",
     "budget_finding",
+    "compare_topologies",
     "correlate",
     "density_finding",
     "fsp_distance",
@@ -83,16 +98,19 @@ __all__ = [
     "fsp_matrix",
     "fsp_record",
     "fsp_taps",
+    "keep_ratios",
     "kendall_tau",
     "linear_probe",
     "lipschitz_value",
     "load_study",
     "local_lipschitz",
+    "mean_keep",
     "pareto_front",
     "pearson",
     "read_csv",
     "reject_by_fsp",
     "robnet_topology",
+    "run_topology",
     "spearman",
     "study_findings",
     "to_csv",
