@@ -78,7 +78,7 @@ def make_estimator(
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: Any = cls(shape, **settings)
+        made: object = cls(shape, **settings)
     if not isinstance(made, NoiseEstimator):
         raise UserError(f"noise estimator '{name}' gives a {type(made).__name__}")
     return made
