@@ -15,6 +15,7 @@ from nni_robust.errors import UserError, nearest
 
 __all__ = [
     "AUGMENTATIONS",
+    "CUTMIX",
     "RESIZED_CROP",
     "Dice",
     "augment_batch",
@@ -26,6 +27,10 @@ __all__ = [
 #: Done while a picture is decoded, hence only for streamed sets, see
 #: :mod:`nni_robust.data.streamed`.
 RESIZED_CROP = "resized-crop"
+
+#: Mixes pictures of a batch and their labels, so it is the training's, see
+#: :mod:`nni_robust.training.cutmix`.
+CUTMIX = "cutmix"
 
 
 class Dice:
@@ -90,7 +95,9 @@ AUGMENTATIONS: dict[str, Callable[[torch.Tensor, Dice], torch.Tensor]] = {
 }
 
 
-def check_augment(names: Iterable[str], *, streamed: bool = True) -> tuple[str, ...]:
+def check_augment(
+    names: Iterable[str], *, streamed: bool = True, mixing: bool = False
+) -> tuple[str, ...]:
     """Return the names as a tuple.
 
     Parameters
@@ -99,13 +106,15 @@ def check_augment(names: Iterable[str], *, streamed: bool = True) -> tuple[str, 
         Names of augmentations.
     streamed
         Whether the data set decodes its pictures anew each time.
+    mixing
+        Whether labels may be mixed, as they are in a training.
 
     Raises
     ------
     UserError
         If a name is unknown, or if it needs a streamed set and this is none.
     """
-    known = (*AUGMENTATIONS, RESIZED_CROP)
+    known = (*AUGMENTATIONS, RESIZED_CROP, *([CUTMIX] if mixing else []))
     if isinstance(names, str):
         raise UserError(f"augment: {names!r} is not allowed; a list is, such as ['crop', 'flip']")
     for name in names:

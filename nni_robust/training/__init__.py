@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from nni_robust.training._records import EpochRecord, TrainingDiverged, TrainResult
+from nni_robust.training._records import (
+    EpochRecord,
+    TrainingCollapsed,
+    TrainingDiverged,
+    TrainResult,
+)
 from nni_robust.training._setup import check_training
 from nni_robust.training.batchnorm import recalibrate_bn
 from nni_robust.training.hooks import Hook, StatefulHook
 from nni_robust.training.loop import train
+from nni_robust.training.losses import LossWrapper, RobustLoss
 from nni_robust.training.named import NamedRecipe, list_recipes, load_recipe
-from nni_robust.training.recipe import Recipe, TrainAttack
+from nni_robust.training.recipe import Distillation, Recipe, TrainAttack
 from nni_robust.training.weights import load_weights, save_weights
 
 __all__ = [
+    "Distillation",
     "EpochRecord",
     "Hook",
+    "LossWrapper",
     "NamedRecipe",
     "Recipe",
+    "RobustLoss",
     "StatefulHook",
     "TrainAttack",
     "TrainResult",
+    "TrainingCollapsed",
     "TrainingDiverged",
     "check_training",
     "list_recipes",

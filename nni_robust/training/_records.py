@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import nn
 
-__all__ = ["EpochRecord", "TrainResult", "TrainingDiverged"]
+__all__ = ["EpochRecord", "TrainResult", "TrainingCollapsed", "TrainingDiverged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class EpochRecord:
     lr
         Learning rate of its last step.
     train_robust
-        Accuracy on the (attacked) training pictures while they were trained on, in [0, 1].
+        Accuracy on the (attacked) training pictures while they were trained on, in [0, 1]; without
+        those that CutMix mixed, None where it mixed all.
     val_clean, val_robust
         Accuracy on the search-validation split after the epoch, in [0, 1]; None where not measured.
     seconds
@@ -32,7 +34,7 @@ class EpochRecord:
     epoch: int
     loss: float
     lr: float
-    train_robust: float
+    train_robust: float | None
     val_clean: float | None
     val_robust: float | None
     seconds: float
@@ -80,5 +82,34 @@ class TrainingDiverged(ArithmeticError):
         )
         self.what, self.epoch, self.step, self.lr = what, epoch, step, lr
 
-    def __reduce__(self) -> tuple[type[TrainingDiverged], tuple[str, int, int, float]]:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return type(self), (self.what, self.epoch, self.step, self.lr)
+
+
+class TrainingCollapsed(TrainingDiverged):
+    """A training with one attack step learned to resist that step and nothing else.
+
+    Parameters
+    ----------
+    epoch, step
+        When it was seen, from 1.
+    lr
+        Learning rate of that step.
+    one_step, many_steps
+        Accuracy on training pictures under the training's attack and under PGD, in [0, 1].
+    """
+
+    def __init__(
+        self, epoch: int, step: int, lr: float, one_step: float, many_steps: float
+    ) -> None:
+        ArithmeticError.__init__(
+            self,
+            f"training collapsed in epoch {epoch}: accuracy is {one_step:.0%} under the training's "
+            f"one step and {many_steps:.0%} under PGD; lower attack.step_size or lr, stop before, "
+            "or use loss madry with two or more attack.steps",
+        )
+        self.what, self.epoch, self.step, self.lr = "the training", epoch, step, lr
+        self.one_step, self.many_steps = one_step, many_steps
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return type(self), (self.epoch, self.step, self.lr, self.one_step, self.many_steps)

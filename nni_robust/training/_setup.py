@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from nni_robust.errors import UserError
 from nni_robust.store import content_key, read_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training._records import EpochRecord
-from nni_robust.training.losses import build_loss
-from nni_robust.training.recipe import Recipe
+from nni_robust.training.losses import LossWrapper, build_loss
+from nni_robust.training.recipe import TAUGHT, Recipe
 from nni_robust.training.weights import load_weights
 
 __all__ = [
@@ -26,8 +28,10 @@ __all__ = [
     "check_training",
     "fingerprint",
     "finished_result",
+    "leaves_unused",
     "make_fabric",
     "refuse_other",
+    "weights_key",
 ]
 
 
@@ -50,6 +54,8 @@ def check_training(
     threat: ThreatModel,
     *,
     validate: bool = True,
+    teacher: nn.Module | None = None,
+    wrap: LossWrapper | None = None,
 ) -> None:
     """Refuse what cannot work, before any work.
 
@@ -57,15 +63,15 @@ def check_training(
     ----------
     model
         The network, or None where there is none yet.
-    data, recipe, threat, validate
+    data, recipe, threat, validate, teacher, wrap
         See :func:`nni_robust.training.train`.
 
     Raises
     ------
     UserError
-        If the batch is larger than the data, an augmentation does not suit the data, there is
-        nothing to validate on, an attack's settings are impossible, or the network's output does
-        not fit.
+        If there is no teacher for a loss that needs one, the batch is larger than the data, an
+        augmentation does not suit the data, there is nothing to validate on, an attack's settings
+        are impossible, or the output of network or teacher does not fit.
     """
     if recipe.batch_size > len(data.train):
         raise UserError(
@@ -73,7 +79,7 @@ def check_training(
             f"{len(data.train)} training pictures"
         )
     if recipe.augment is not None:
-        check_augment(recipe.augment, streamed=data.train.streamed)
+        check_augment(recipe.augment, streamed=data.train.streamed, mixing=True)
     if validate and len(data.validation) == 0:
         raise UserError(
             f"'{data.name}' has no search-validation pictures to validate on; give a share > 0 as "
@@ -82,25 +88,61 @@ def check_training(
     build_loss(recipe, threat)  # checks the settings of its attack
     if recipe.validation_attack is not None:
         attack_from_spec(recipe.validation_attack, threat)
-    if model is not None:
-        _check_output(model, data)
+    if recipe.needs_teacher and teacher is None:
+        what = "distillation" if recipe.loss not in TAUGHT else f"loss: '{recipe.loss}'"
+        raise UserError(f"{what} is not allowed without a teacher")
+    if wrap is not None and recipe.replays > 1:
+        raise UserError(
+            f"replays: {recipe.replays} is not allowed with {type(wrap).__name__}, which adds to "
+            "a loss; 1 is"
+        )
+    classes = None if model is None else _check_output(model, data)
+    if recipe.needs_teacher and teacher is not None:
+        known = _outputs(teacher, data)
+        if known != (data.num_classes if classes is None else classes):
+            raise UserError(
+                f"the teacher knows {known} classes and the network "
+                f"{data.num_classes if classes is None else classes}; they must know the same"
+            )
 
 
-def _check_output(model: nn.Module, data: DataSplits) -> None:
-    """Show the network two pictures."""
+def _check_output(model: nn.Module, data: DataSplits) -> int:
+    """The network's number of classes, as far as it can be trained."""
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("the network has no weights to train")
-    device = next(model.parameters()).device
+    classes = _outputs(model, data)
+    if classes < data.num_classes:
+        raise UserError(
+            f"the network knows {classes} classes; '{data.name}' has {data.num_classes}"
+        )
+    return classes
+
+
+def _outputs(model: nn.Module, data: DataSplits) -> int:
+    """Show a network two pictures; its number of classes."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     x, _ = next(data.train.head(2).batches(2, device=device))
     with torch.no_grad(), undisturbed(model):
         logits = model(x)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"the network's output must be (N, classes), not {shape} for {len(x)}")
-    if logits.shape[1] < data.num_classes:
-        raise UserError(
-            f"the network knows {logits.shape[1]} classes; '{data.name}' has {data.num_classes}"
-        )
+    return int(logits.shape[1])
+
+
+def leaves_unused(model: nn.Module, data: DataSplits) -> bool:
+    """Whether some of the weights that are trained play no part in the network's output.
+
+    DDP must look for those after every batch, or it waits for their gradients for ever.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    x, _ = next(data.train.head(2).batches(2, device=device))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad(), undisturbed(model):
+        for p in weights:
+            p.requires_grad_()
+        gradients = torch.autograd.grad(model(x).sum(), weights, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 #: Strategies for several devices and how their processes start (fork does not work with CUDA).
@@ -115,7 +157,8 @@ def make_fabric(recipe: Recipe, *, unused: bool = False) -> Any:
     recipe
         All settings.
     unused
-        Batches may leave weights unused (a supernet's other paths); DDP then has to look for them.
+        Batches may leave weights unused (a supernet's other paths, layers that the network never
+        calls); DDP then has to look for them.
 
     Raises
     ------
@@ -178,6 +221,8 @@ def fingerprint(
     seed: int,
     *,
     validate: bool,
+    teacher: nn.Module | None = None,
+    wrap: LossWrapper | None = None,
 ) -> dict[str, Any]:
     """What a training is; a folder continues only the same one. JSON-able."""
     shapes = {name: list(t.shape) for name, t in model.state_dict().items()}
@@ -193,7 +238,20 @@ def fingerprint(
         },
         "network": content_key(shapes),
         "validate": validate,
+        "teacher": None if teacher is None else weights_key(teacher),
+        # As JSON gives it back: a tuple comes from a file as a list.
+        "wrap": None if wrap is None else json.loads(json.dumps(wrap.settings())),
     }
+
+
+def weights_key(network: nn.Module) -> str:
+    """What a network is: its class, and names, shapes and values of its state (a hash)."""
+    digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def finished_result(

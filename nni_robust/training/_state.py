@@ -17,16 +17,20 @@ class RunningSums:
 
     def __init__(self, device: torch.device) -> None:
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        #: (3,): sum of losses over pictures, pictures classified correctly, pictures.
-        self.sums = torch.zeros(3, dtype=exact, device=device)
+        #: (4,): sum of losses over pictures, pictures classified correctly, pictures that have one
+        #: label (mixed ones have several), pictures.
+        self.sums = torch.zeros(4, dtype=exact, device=device)
         #: First step whose loss was not finite; -1 is none.
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def add(self, step: int, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
-        """Add a batch: mean loss (scalar), logits (N, K), labels (N,)."""
-        correct = (logits.argmax(1) == y).sum()
-        count = torch.full_like(correct, len(y))
-        self.sums += torch.stack([loss.to(self.sums.dtype) * len(y), correct, count])
+        """Add a batch: mean loss (scalar), logits (N, K), labels (N,) or mixed ones (N, K)."""
+        mixed = y.is_floating_point()
+        added = loss.new_tensor([0, 0, 0 if mixed else len(y), len(y)], dtype=self.sums.dtype)
+        added[0] = loss.to(self.sums.dtype) * len(y)
+        if not mixed:
+            added[1] = (logits.argmax(1) == y).sum()
+        self.sums += added
         first = (self.bad_step < 0) & ~loss.isfinite()
         self.bad_step = torch.where(first, step, self.bad_step)
 
@@ -34,10 +38,14 @@ class RunningSums:
         """Count the step's loss as not finite."""
         self.bad_step = torch.where(self.bad_step < 0, step, self.bad_step)
 
-    def means(self, fabric: Any) -> tuple[float, float]:
-        """Mean loss and accuracy over all devices; waits for them."""
-        loss, correct, count = fabric.all_reduce(self.sums, reduce_op="sum").tolist()
-        return loss / count, correct / count
+    def means(self, fabric: Any) -> tuple[float, float | None]:
+        """Mean loss and accuracy over all devices; waits for them.
+
+        The accuracy is that of pictures with one label, None where all were mixed.
+        """
+        sums = fabric.all_reduce(self.sums, reduce_op="sum").tolist()
+        loss, correct, single, count = sums
+        return loss / count, correct / single if single else None
 
     def bad(self, fabric: Any) -> int | None:
         """First step whose loss was not finite, agreed on by all devices; waits for them."""

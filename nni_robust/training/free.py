@@ -24,7 +24,7 @@ from nni_robust.attacks._norms import ball_around
 from nni_robust.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from nni_robust.training.losses import Forward
+    from nni_robust.training._loss_base import Forward
 
 __all__ = ["Free"]
 
@@ -43,12 +43,15 @@ class Free:
         Length of the perturbation's step after each of them but the last; None is eps.
     random_start
         Start each batch at random points of the ball.
+    smoothing
+        Share of a label that all classes divide among them.
     """
 
     threat: ThreatModel
     replays: int
     step_size: float | None = None
     random_start: bool = True
+    smoothing: float = 0.0
 
     def perturb(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int
@@ -64,7 +67,7 @@ class Free:
         self, forward: Forward, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         (logits,) = forward(x_adv)
-        return F.cross_entropy(logits, y), logits
+        return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
 
     def replay(self, x: torch.Tensor, x_adv: torch.Tensor, done: int) -> torch.Tensor | None:
         """One step along the gradient that the last replay left in `x_adv`."""

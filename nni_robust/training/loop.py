@@ -19,27 +19,37 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nni_robust.attacks import NonFiniteOutput
+from nni_robust.attacks import NonFiniteOutput, undisturbed
 from nni_robust.data import DataSplits, derive_seed, generator
+from nni_robust.data.augment import CUTMIX
 from nni_robust.errors import UserError
 from nni_robust.store import write_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training import _checkpoint
 from nni_robust.training._averaging import WeightAverage
-from nni_robust.training._records import EpochRecord, TrainingDiverged, TrainResult
+from nni_robust.training._collapse import collapsed, count_right
+from nni_robust.training._records import (
+    EpochRecord,
+    TrainingCollapsed,
+    TrainingDiverged,
+    TrainResult,
+)
 from nni_robust.training._setup import (
     Forwards,
     build_optimizer,
     check_training,
     fingerprint,
     finished_result,
+    leaves_unused,
     make_fabric,
     refuse_other,
 )
 from nni_robust.training._state import RunningSums, capture, restore
 from nni_robust.training._validation import Validation
+from nni_robust.training.cutmix import cutmix
+from nni_robust.training.distilled import Oracle
 from nni_robust.training.hooks import Hook, StatefulHook
-from nni_robust.training.losses import Clean, RobustLoss, build_loss
+from nni_robust.training.losses import LossWrapper, RobustLoss, build_loss, clean_loss
 from nni_robust.training.recipe import Recipe
 from nni_robust.training.weights import plain_tensors, save_weights
 
@@ -60,6 +70,8 @@ def train(
     hook: Hook | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     validate: bool = True,
+    teacher: nn.Module | None = None,
+    wrap: LossWrapper | None = None,
 ) -> TrainResult:
     """Train a network, robustly or not.
 
@@ -88,6 +100,12 @@ def train(
     validate
         Measure accuracy after every epoch, of the network as the epoch's last batch left it (a
         supernet computes the path that it drew last).
+    teacher
+        A trained network of the same classes, for losses and terms that learn from one; it goes to
+        the recipe's device. While it is asked it is in evaluation mode and has no gradients;
+        afterwards it is as it was, bit for bit.
+    wrap
+        Adds to the recipe's loss, see :class:`LossWrapper`. Not with replays.
 
     Returns
     -------
@@ -101,6 +119,8 @@ def train(
         training.
     TrainingDiverged
         If loss or weights become NaN or infinite.
+    TrainingCollapsed
+        If the loss is ``"fast"`` and the network came to resist its one step only.
     KeyboardInterrupt
         Passes through; the last checkpoint stays.
 
@@ -110,16 +130,41 @@ def train(
     program again for each device (Fabric's way), so it suits programs whose first act is to
     train; ``"ddp_spawn"`` and ``"ddp_fork"`` start processes from any program and give the weights
     back to it (spawn pickles its arguments; fork does not work once CUDA was used). With a hook,
-    DDP looks for weights that a batch left unused, and leaves them alone.
+    and for networks with weights that they never use, DDP looks for weights that a batch left
+    unused, and leaves them alone.
     """
     # A supernet cannot be asked before its hook has drawn a path.
-    check_training(model if hook is None else None, data, recipe, threat, validate=validate)
-    identity = fingerprint(model, data, recipe, threat, seed, validate=validate)
+    check_training(
+        model if hook is None else None,
+        data,
+        recipe,
+        threat,
+        validate=validate,
+        teacher=teacher,
+        wrap=wrap,
+    )
+    identity = fingerprint(
+        model, data, recipe, threat, seed, validate=validate, teacher=teacher, wrap=wrap
+    )
     folder = None if folder is None else Path(folder)
     history = None if folder is None else finished_result(model, folder, identity)
     if history is None:
-        fabric = make_fabric(recipe, unused=hook is not None)
-        run = _Run(model, data, recipe, threat, folder, seed, hook, on_epoch, validate, identity)
+        unused = hook is not None or (recipe.devices != 1 and leaves_unused(model, data))
+        fabric = make_fabric(recipe, unused=unused)
+        run = _Run(
+            model,
+            data,
+            recipe,
+            threat,
+            folder,
+            seed,
+            hook,
+            on_epoch,
+            validate,
+            identity,
+            teacher,
+            wrap,
+        )
         outcome = fabric.launch(run)
         if isinstance(outcome, Exception):  # of another process
             raise outcome
@@ -146,10 +191,13 @@ class _Run:
         on_epoch: Callable[[EpochRecord], None] | None,
         validate: bool,
         identity: dict[str, Any],
+        teacher: nn.Module | None,
+        wrap: LossWrapper | None,
     ) -> None:
         self.model, self.data, self.recipe, self.threat = model, data, recipe, threat
         self.folder, self.seed, self.hook, self.on_epoch = folder, seed, hook, on_epoch
         self.validate, self.identity, self.process = validate, identity, os.getpid()
+        self.teacher, self.wrap = teacher, wrap
 
     def __call__(self, fabric: Any) -> Any:
         """Train; what goes to the calling process is plain data, for it may be another one.
@@ -176,7 +224,8 @@ class _Run:
     def _train(self, fabric: Any) -> None:
         self.fabric = fabric
         cuda = [fabric.device] if fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
+        frozen = nullcontext() if self.teacher is None else undisturbed(self.teacher)
+        with torch.random.fork_rng(devices=cuda), frozen:
             self._prepare()
             while self.epoch < self.recipe.epochs:
                 self._train_epoch()
@@ -193,9 +242,10 @@ class _Run:
         """Network, optimizer and data to their device; continue from a checkpoint."""
         if self.recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = build_loss(self.recipe, self.threat)
+        self.outputs: int | None = None
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.forward, self.stepper = self.fabric.setup(Forwards(self.model), self.optimizer)
+        self._build_losses()
         decay = self.recipe.averaging
         self.average = None if decay is None else WeightAverage(self.model, decay)
         self.train_data = self.data.train.to(self.fabric.device)
@@ -222,10 +272,24 @@ class _Run:
             if isinstance(self.hook, StatefulHook):
                 self.hook.load_state_dict(state.get("hook", {}))
 
+    def _build_losses(self) -> None:
+        """The loss, and that of the clean epochs, with all that is added to them."""
+        oracle = None
+        if self.teacher is not None:
+            oracle = Oracle(self.teacher.to(self.fabric.device), self.fabric.autocast)
+        self.objective = build_loss(self.recipe, self.threat, oracle)
+        self.clean = clean_loss(self.recipe, oracle) if self.recipe.clean_epochs else None
+        if self.wrap is not None:
+            self.objective = self.wrap(self.objective, self.model, self.teacher)
+            if self.clean is not None:
+                self.clean = self.wrap(self.clean, self.model, self.teacher)
+
     def _train_epoch(self) -> None:
         began = time.monotonic() - self.elapsed
         self.model.train()
         augment = self.recipe.augment
+        if augment is not None:
+            augment = tuple(name for name in augment if name != CUTMIX)
         stream = self.train_data.batches(
             self.recipe.batch_size,
             shuffle=True,
@@ -248,6 +312,8 @@ class _Run:
             elif not last and self.batch % _LOOK_EVERY == 0:
                 self._look()
         self._look(weights=True)
+        if self.recipe.loss == "fast" and self.epoch >= self.recipe.clean_epochs:
+            self._guard(x, y)
         loss, accuracy = self.sums.means(self.fabric)
         clean, robust = self._validate()
         record = EpochRecord(
@@ -270,11 +336,15 @@ class _Run:
         """Attack one batch and step on it; nothing but the attack waits for the device."""
         step, place = self._steps(), (self.epoch, self.batch)
         rank = self.fabric.global_rank
-        objective = Clean() if self.epoch < self.recipe.clean_epochs else self.objective
-        if self.recipe.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        objective = self.objective
+        if self.clean is not None and self.epoch < self.recipe.clean_epochs:
+            objective = self.clean
         if self.hook is not None:
             self.hook.before_batch(self.model, generator(self.seed, "hook", *place))
+        if self.recipe.mixes:
+            x, y = self._mixed(x, y)
+        if self.recipe.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         self._seed_layers(derive_seed(self.seed, "layers", *place, rank))
         pictures: torch.Tensor | None
         try:
@@ -294,6 +364,20 @@ class _Run:
             self._step(objective, x, pictures, y)
             done += 1
             pictures = objective.replay(x, pictures, done)
+
+    def _mixed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch with CutMix."""
+        if self.outputs is None:
+            with torch.no_grad(), undisturbed(self.model), self.fabric.autocast():
+                self.outputs = self.model(x[:1]).shape[1]
+        return cutmix(
+            x,
+            y,
+            self.outputs,
+            derive_seed(self.seed, "cutmix", self.epoch, self.batch),
+            probability=self.recipe.cutmix_probability,
+            rank=self.fabric.global_rank,
+        )
 
     def _step(
         self, objective: RobustLoss, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
@@ -315,6 +399,17 @@ class _Run:
         if self.average is not None:
             self.average.update()
         self.sums.add(self._steps(), loss.detach(), logits.detach(), y)
+
+    def _guard(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Stop if the network resists nothing but the one step that it is trained with."""
+        step = self._steps() - 1
+        seed = derive_seed(self.seed, "guard", self.epoch, self.fabric.global_rank)
+        with self.fabric.autocast():
+            counts = count_right(self.model, self.objective, self.threat, x, y, seed)
+        one, many, n = self.fabric.all_reduce(counts, reduce_op="sum").tolist()
+        if collapsed(one / n, many / n, self.data.num_classes):
+            place = self.epoch + 1, step + 1, self._rate(step)
+            raise TrainingCollapsed(*place, one_step=one / n, many_steps=many / n)
 
     def _seed_layers(self, seed: int) -> None:
         """Seed what dropout and its kind draw from; quicker than ``torch.manual_seed`` by 1 ms."""

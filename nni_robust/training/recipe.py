@@ -7,13 +7,17 @@ import math
 from typing import Any, Literal
 
 from nni_robust.config import Ratio, strict
-from nni_robust.data.augment import check_augment
+from nni_robust.data.augment import CUTMIX, check_augment
 from nni_robust.errors import UserError, nearest
 from nni_robust.training.schedules import SCHEDULES, Schedule
 
-__all__ = ["Recipe", "TrainAttack"]
+__all__ = ["Distillation", "Recipe", "TrainAttack"]
 
-LOSSES = ("madry", "trades", "clean")
+LOSSES = ("madry", "trades", "mart", "rslad", "ard", "fast", "clean")
+#: Losses with a second term, and the weight that it has in their papers.
+BETAS = {"trades": 6.0, "mart": 5.0}
+#: Losses that need a teacher whatever else is said.
+TAUGHT = ("rslad", "ard")
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork")
 
@@ -28,7 +32,7 @@ class TrainAttack:
         Gradient steps.
     step_size
         Length of a step in pixel units, may be written ``"2/255"``; None is eps/4 (with replays,
-        eps).
+        eps; with the loss ``"fast"``, 1.25 eps).
     random_start
         Start from a uniformly random point of the ball. Always so for TRADES, whose inner loss has
         no gradient at the clean picture.
@@ -53,6 +57,29 @@ class TrainAttack:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What the teacher's opinion counts.
+
+    Parameters
+    ----------
+    weight
+        Weight of the term; with the loss ``"ard"`` its alpha, at most 1.
+    temperature
+        Logits are divided by it before the softmax; the term is multiplied by its square, so that
+        gradients keep their size.
+    """
+
+    weight: float = 0.5
+    temperature: float = 4.0
+
+    __pydantic_config__ = strict
+
+    def __post_init__(self) -> None:
+        _number("distillation.weight", self.weight, 0, above=True)
+        _number("distillation.temperature", self.temperature, 0, above=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a network is trained.
 
@@ -63,9 +90,19 @@ class Recipe:
     batch_size
         Pictures per step, over all devices. A last batch that is not full is left out.
     loss
-        ``"madry"``: cross entropy of attacked pictures; ``"trades"``; ``"clean"``: no attack.
+        ``"madry"``: cross entropy of attacked pictures; ``"trades"``; ``"mart"``; ``"fast"``: one
+        step from a random start; ``"rslad"`` and ``"ard"``, which learn from a teacher;
+        ``"clean"``: no attack. Formulas: :mod:`nni_robust.training.losses` and
+        :mod:`nni_robust.training.distilled`.
     beta
-        Weight of TRADES' second term.
+        Weight of the second term of TRADES and MART; None is that of their authors, 6 and 5.
+    distillation
+        See :class:`Distillation`: the divergence from the teacher's prediction of the pictures
+        trained on, beside any loss; None is off. With ``"ard"`` it holds alpha and the temperature
+        of that loss, None being the 1 and 30 of its authors' code.
+    label_smoothing
+        Share of each label that all classes divide among them, in [0, 1): in cross entropies that
+        are minimised, not in the attack.
     replays
         Steps on each batch. More than 1 is free adversarial training
         (:mod:`nni_robust.training.free`): each step's own backward pass moves the perturbation, so
@@ -100,7 +137,10 @@ class Recipe:
     channels_last
         Memory format of networks and pictures; faster for most convolutions.
     augment
-        Names of augmentations; None is what suits the data set.
+        Names of augmentations; None is what suits the data set. ``"cutmix"`` mixes pictures and
+        labels of a batch after the others, see :mod:`nni_robust.training.cutmix`.
+    cutmix_probability
+        Share of the batches that ``"cutmix"`` mixes.
     attack
         See :class:`TrainAttack`.
     validation_attack
@@ -120,7 +160,9 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 128
     loss: str = "madry"
-    beta: float = 6.0
+    beta: float | None = None
+    distillation: Distillation | None = None
+    label_smoothing: float = 0.0
     replays: int = 1
     clean_epochs: int = 0
     optimizer: str = "sgd"
@@ -144,6 +186,7 @@ class Recipe:
     strategy: str = "auto"
     channels_last: bool = True
     augment: tuple[str, ...] | None = None
+    cutmix_probability: float = 0.5
     attack: TrainAttack = dataclasses.field(default_factory=TrainAttack)
     validation_attack: str | dict[str, Any] | None = "pgd10"
     validation_limit: int | None = None
@@ -159,7 +202,9 @@ class Recipe:
         for key in ("validation_limit", "checkpoint_steps"):
             if getattr(self, key) is not None:
                 _number(key, getattr(self, key), 1, whole=True)
-        for key in ("beta", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "momentum"):
+        if self.beta is not None:
+            _number("beta", self.beta, 0)
+        for key in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "momentum"):
             _number(key, getattr(self, key), 0)
         for key in ("lr", "gamma"):
             _number(key, getattr(self, key), 0, above=True)
@@ -169,6 +214,13 @@ class Recipe:
             _number("averaging", self.averaging, 0, above=True)
             if self.averaging >= 1:
                 raise UserError(f"averaging: {self.averaging!r} is not allowed; a decay < 1 is")
+        for key in ("label_smoothing", "cutmix_probability"):
+            _number(key, getattr(self, key), 0)
+            if getattr(self, key) > 1 or self.label_smoothing == 1:
+                raise UserError(
+                    f"{key}: {getattr(self, key)!r} is not allowed; a share "
+                    f"{'< 1' if key == 'label_smoothing' else '<= 1'} is"
+                )
         if self.devices != "auto":
             _number("devices", self.devices, 1, whole=True)
         _one_of("loss", self.loss, LOSSES)
@@ -181,7 +233,7 @@ class Recipe:
 
     def _check_combinations(self) -> None:
         if self.augment is not None:
-            check_augment(self.augment)
+            check_augment(self.augment, mixing=True)
         if self.momentum >= 1:
             raise UserError(f"momentum: {self.momentum!r} is not allowed; a number < 1 is")
         if self.nesterov and self.momentum == 0:
@@ -219,11 +271,56 @@ class Recipe:
                 f"attack.steps: {self.attack.steps} is not allowed with replays; 1 is, for each "
                 "replay is one step"
             )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self.loss == "fast":
+            if self.attack.steps != 1:
+                raise UserError(
+                    f"attack.steps: {self.attack.steps} is not allowed with loss 'fast'; 1 is"
+                )
+            if not self.attack.random_start:
+                raise UserError("attack.random_start: false is not allowed with loss 'fast'")
+        if self.loss == "mart" and (self.mixes or self.label_smoothing):
+            what = "augment: 'cutmix'" if self.mixes else "label_smoothing"
+            raise UserError(
+                f"{what} is not allowed with loss 'mart', whose terms need one certain label"
+            )
+        if self.loss == "rslad" and self.label_smoothing:
+            raise UserError("label_smoothing is not allowed with loss 'rslad'; it uses no labels")
+        if self.loss == "ard" and self.ard_weights[0] > 1:
+            raise UserError(
+                f"distillation.weight: {self.ard_weights[0]!r} is not allowed with loss 'ard'; "
+                "at most 1 is"
+            )
+        if self.distillation is not None and self.replays > 1:
+            raise UserError("distillation is not allowed with replays")
         if self.loss == "trades" and not self.attack.random_start:
             raise UserError(
                 "attack.random_start: false is not allowed with loss 'trades': its inner loss has "
                 "no gradient at the clean picture"
             )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether some batches are mixed."""
+        return self.augment is not None and CUTMIX in self.augment
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is nothing to train by without a teacher."""
+        return self.loss in TAUGHT or self.distillation is not None
+
+    @property
+    def weight_of_second_term(self) -> float:
+        """`beta`, or what the authors of the loss have."""
+        return BETAS.get(self.loss, 0.0) if self.beta is None else self.beta
+
+    @property
+    def ard_weights(self) -> tuple[float, float]:
+        """Alpha and temperature of ARD."""
+        term = self.distillation
+        return (1.0, 30.0) if term is None else (term.weight, term.temperature)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Rate of step `step` (from 0) of the whole training."""
