@@ -329,6 +329,40 @@ class WideResNetSpace(ModelSpace, _Backbone):
         self.validate(sample)
         return decided(self.config, sample)
 
+    def below(
+        self, sample: Mapping[str, Any], *, search_blocks: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The space of all networks below a sample's network, which then is their teacher.
+
+        Parameters
+        ----------
+        sample
+            A value for every label.
+        search_blocks
+            Whether the type of block is a choice there.
+
+        Returns
+        -------
+        tuple
+            Arguments of that space, and the teacher's sample in it.
+
+        Raises
+        ------
+        nni.mutable.exception.SampleValidationError
+            If the sample is not in the space.
+        """
+        config = self.network_config(sample)
+        teacher: dict[str, Any] = {}
+        for index, stage in enumerate(config.stages(), 1):
+            teacher |= {
+                f"stage{index}/depth": stage.depth,
+                f"stage{index}/width": config.widths[index - 1],  # type: ignore[index]
+            }
+            if search_blocks:
+                teacher[f"stage{index}/block"] = stage.block
+        extra = {"search_blocks": True} if search_blocks else {}
+        return config.arguments() | extra, teacher
+
     def cost(self, sample: Mapping[str, Any], input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
         """Parameters and MACs of a sample's network for one picture, in closed form."""
         return network_cost(decided(self.config, sample), input_shape)

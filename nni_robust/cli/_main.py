@@ -26,9 +26,11 @@ VERBS = {
     "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
     "transfer": ("nni_robust.cli._transfer", "attack networks with each other's examples"),
     "convert": ("nni_robust.cli._convert", "turn a foreign checkpoint into weights for evaluate"),
+    "compress": ("nni_robust.cli._compress", "find a network below a teacher that keeps a budget"),
     "archs": ("nni_robust.cli._archs", "list the known architectures with their exact costs"),
     "show": ("nni_robust.cli._show", "print what an architecture is; draw its cells"),
     "report": ("nni_robust.cli._report", "write the HTML report of a run folder"),
+    "table": ("nni_robust.cli._table", "turn finished runs into a table to look up in"),
     "doctor": ("nni_robust.cli._doctor", "check this machine and this installation"),
 }
 
