@@ -16,6 +16,8 @@ from nni_robust.cli._arguments import (
     threat_of,
 )
 from nni_robust.cli._console import print_json, say
+from nni_robust.cli._strengths import add_strengths, execute_strengths
+from nni_robust.errors import UserError
 
 __all__ = ["add_arguments", "add_attacks", "execute", "names"]
 
@@ -26,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Attack a network and print the share of pictures that it classifies correctly. "
         "A picture that is misclassified without an attack counts as broken under every attack."
     )
-    parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
+    parser.add_argument(
+        "arch", nargs="+", metavar="ARCH", help=f"{ARCH_HELP}; several with --strengths only"
+    )
     add_data(parser)
     parser.add_argument(
         "--split",
@@ -36,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_attacks(parser)
     add_threat(parser)
+    add_strengths(parser)
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -73,6 +78,15 @@ def names(text: str) -> list[str]:
 
 def execute(args: argparse.Namespace) -> int:
     """Attack, count, print."""
+    if args.strengths is not None:
+        return execute_strengths(args, names(args.attacks))
+    if len(args.arch) > 1 or args.plot:
+        raise UserError(
+            f"--plot '{args.plot}' needs --strengths"
+            if args.plot
+            else f"ARCH: {', '.join(args.arch)} needs --strengths; without it one network is"
+            " evaluated"
+        )
     threat = threat_of(args)
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
@@ -90,7 +104,7 @@ def execute(args: argparse.Namespace) -> int:
     attacks = names(args.attacks)
     for name in attacks:  # a wrong name is told before the data is read
         attack_from_spec(name, threat)
-    architecture = load_architecture(args.arch)
+    architecture = load_architecture(args.arch[0])
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation
     network = build_network(architecture, data, seed=args.seed, weights=args.weights).to(device)
