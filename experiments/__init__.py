@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .schema import Experiment as Experiment
     from .schema import load_experiment as load_experiment
     from .schema import shipped as shipped
+    from ._test_split import score_on_test as score_on_test
     from .sweep import run_sweep as run_sweep
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "load_experiment": "schema",
     "run_experiment": "runner",
     "run_sweep": "sweep",
+    "score_on_test": "_test_split",
     "shipped": "schema",
 }
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nni_robust.analysis.compression import keep_ratios as keep_ratios
     from nni_robust.analysis.compression import mean_keep as mean_keep
     from nni_robust.analysis.compression import run_topology as run_topology
+    from nni_robust.analysis.comparison import Comparison as Comparison
+    from nni_robust.analysis.comparison import compare_runs as compare_runs
     from nni_robust.analysis.density import density_finding as density_finding
     from nni_robust.analysis.findings import StudyFindings as StudyFindings
     from nni_robust.analysis.findings import study_findings as study_findings
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from nni_robust.analysis.topology import robnet_topology as robnet_topology
 
 _HOMES = {
+    "Comparison": "comparison",
     "Correlation": "statistics",
     "RunTopology": "compression",
     "StageTopology": "compression",
@@ -58,6 +61,7 @@ _HOMES = {
     "Topology": "topology",
     "budget_finding": "budget",
     "compare_topologies": "compression",
+    "compare_runs": "comparison",
     "correlate": "statistics",
     "density_finding": "density",
     "fsp_distance": "fsp",

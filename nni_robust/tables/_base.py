@@ -13,6 +13,7 @@ from nni_robust.task import Task
 from nni_robust.threat import ThreatModel
 
 __all__ = [
+    "COSTS",
     "Row",
     "RowTable",
     "Sample",

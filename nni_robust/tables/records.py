@@ -16,7 +16,7 @@ from typing import Any
 from nni_robust.errors import UserError
 from nni_robust.store import read_json, read_records, write_text
 
-from ._base import Row, RowTable, sample_key
+from ._base import COSTS, Row, RowTable, is_test, sample_key
 
 __all__ = ["read_records_table", "table_from_run", "write_table"]
 
@@ -43,7 +43,9 @@ def read_records_table(path: str | Path, name: str | None = None) -> RowTable:
     for number, record in enumerate(read_records(path), 1):
         sample, metrics = record.get("sample"), record.get("metrics")
         if not isinstance(sample, dict) or not isinstance(metrics, dict):
-            raise UserError(f"'{path}', line {number}: a record with sample and metrics is expected")
+            raise UserError(
+                f"'{path}', line {number}: a record with sample and metrics is expected"
+            )
         if "default" not in metrics:
             raise UserError(f"'{path}', line {number}: the metrics lack 'default'")
         key = sample_key(sample)
@@ -57,6 +59,7 @@ def table_from_run(
     runs: str | Path | Sequence[str | Path],
     *,
     test: Mapping[str, Mapping[str, float]] | None = None,
+    again: RowTable | None = None,
 ) -> RowTable:
     """The candidates of finished runs as a table.
 
@@ -67,7 +70,11 @@ def table_from_run(
         architecture that not all of them have is left out.
     test
         Key of a trial in the store to what its network scores on the test split; see
-        :func:`nni_robust.experiments.test_scores`.
+        :func:`nni_robust.experiments.score_on_test`.
+    again
+        The same architectures trained with another seed; their scores become columns
+        ``"test second seed default"``, …, which no search sees: what a winner is worth that was not
+        chosen for its luck.
 
     Raises
     ------
@@ -99,6 +106,10 @@ def table_from_run(
         }
         for key in shared
     }
+    for key, row in means.items():
+        for column, value in (again.rows.get(key, {}) if again is not None else {}).items():
+            if column not in COSTS and not is_test(column):
+                row[f"test second seed {column}"] = value
     return RowTable(_name(Path(folders[0])), means, "default")
 
 

@@ -210,7 +210,7 @@ def _extract(path: Path, dataset: str, meta: Path) -> list[tuple[str, str, Row]]
     for cell, metrics in by_cell.items():
         try:
             found.append((cell_class(cell), cell, _row(metrics)))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:  # noqa: PERF203
             raise UserError(f"'{path}': cell {cell!r} cannot be read: {e}") from None
     return found
 

@@ -203,7 +203,8 @@ def _truth(axes: Axes, seed: int, severity: float) -> Floats:
     heights = _HEIGHT * signs * (1 + 0.5 * np.sin(phases + 1.5 * hard))
     distance = ((places[:, None, :] - centres[None]) ** 2).sum(-1)
     hills = (heights * np.exp(-distance / (2 * _BREADTH**2))).sum(1)
-    return _level(severity) + capacity + final + compound + share + crossed + hills
+    truth: Floats = _level(severity) + capacity + final + compound + share + crossed + hills
+    return truth
 
 
 def _level(severity: float) -> float:

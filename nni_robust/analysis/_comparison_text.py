@@ -1,0 +1,95 @@
+"""The findings of a comparison of strategies in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nni_robust.analysis.comparison import StrategyResult
+
+__all__ = ["sentences"]
+
+
+def sentences(
+    results: Sequence[StrategyResult],
+    against: str,
+    length: int,
+    level: float,
+    optimum: float | None,
+    lengths: Mapping[str, int],
+) -> list[str]:
+    found = [
+        f"Compared at {length} distinct architectures a run"
+        + (f" (of {_percent(optimum)} at best)" if optimum is not None else "")
+        + ": "
+        + ", ".join(
+            f"{r.label} {_percent(r.mean)} ± {_points(r.sd)} ({r.runs} runs)" for r in results
+        )
+        + "."
+    ]
+    for r in results:
+        if r.difference is None:
+            continue
+        d = r.difference
+        interval = f"{_signed(d.mean)} points [{_signed(d.low)}, {_signed(d.high)}]"
+        how = f"{d.n} pairs of runs" if d.paired else f"at least {d.n} runs each"
+        if d.verdict == "undecided":
+            found.append(
+                f"{r.label} against {against}: undecided, {interval} from {how}; the interval "
+                "contains 0."
+            )
+        else:
+            found.append(f"{r.label} is {d.verdict} than {against}: {interval} from {how}.")
+        if r.reached is None:
+            found.append(
+                f"{r.label} reaches {against}'s mean of {_percent(level)} in "
+                f"{r.runs - r.missed} of {r.runs} runs, so there is no median of the evaluations "
+                "needed."
+            )
+        else:
+            late = f", {r.missed} of {r.runs} runs never" if r.missed else ""
+            found.append(
+                f"{r.label} needs {r.reached:g} evaluations (median) to reach {against}'s mean of "
+                f"{_percent(level)}{late}; {against} had {length}."
+            )
+    cut = [label for label, n in lengths.items() if n > length]
+    if cut:
+        found.append(
+            f"Runs of {', '.join(cut)} evaluated more than {length} architectures and were cut "
+            "there."
+        )
+    extra = [r for r in results if r.elsewhere > 0]
+    found += [
+        f"{r.label} also used {r.elsewhere:g} evaluations a run on other tasks, which the "
+        f"{length} do not contain."
+        for r in extra
+    ]
+    best = max(results, key=lambda r: r.mean)
+    shared = [column for column in best.test if all(column in r.test for r in results)]
+    if shared:
+        found.append(
+            "On the test split, which no search saw, the winners have: "
+            + "; ".join(
+                f"{column} "
+                + ", ".join(
+                    f"{r.label} {_percent(r.test[column][0])} ± {_points(r.test[column][1])}"
+                    for r in results
+                )
+                for column in shared
+            )
+            + "."
+        )
+    return found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}"
