@@ -60,8 +60,8 @@ _HOMES = {
     "StudyRow": "study",
     "Topology": "topology",
     "budget_finding": "budget",
-    "compare_topologies": "compression",
     "compare_runs": "comparison",
+    "compare_topologies": "compression",
     "correlate": "statistics",
     "density_finding": "density",
     "fsp_distance": "fsp",
@@ -87,6 +87,7 @@ _HOMES = {
     "to_csv": "study",
 }
 __all__ = [
+    "Comparison",
     "Correlation",
     "RunTopology",
     "StageTopology",
@@ -94,6 +95,7 @@ __all__ = [
     "StudyRow",
     "Topology",
     "budget_finding",
+    "compare_runs",
     "compare_topologies",
     "correlate",
     "density_finding",
