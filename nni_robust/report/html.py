@@ -16,6 +16,7 @@ import nni_robust
 from nni_robust.analysis.pareto import pareto_front
 from nni_robust.errors import UserError
 from nni_robust.report import _format as fmt
+from nni_robust.report._compression import compression_figures, read_compression
 from nni_robust.report._figures import is_chosen, make_figures
 from nni_robust.report._run import (
     Run,
@@ -26,6 +27,7 @@ from nni_robust.report._run import (
     strongest_attack,
 )
 from nni_robust.report._study import read_findings, study_figures
+from nni_robust.report._tutors import read_tutors, tutor_figures
 from nni_robust.report.tables import code_text, network_title, ranked, to_csv
 from nni_robust.store import write_text
 from nni_robust.threat import eps_label
@@ -106,8 +108,15 @@ def _context(run: Run) -> dict[str, Any]:
         "csv": base64.b64encode(to_csv((*run.supernets, *run.candidates)).encode()).decode(),
         "best": best,
         "best_problem": best_problem,
-        "figures": {**make_figures(run, best), **study_figures(run.folder)},
+        "figures": {
+            **make_figures(run, best),
+            **study_figures(run.folder),
+            **compression_figures(run.folder),
+            **tutor_figures(run.folder),
+        },
+        "compression": read_compression(run.folder),
         "findings": read_findings(run.folder),
+        "tutors": read_tutors(run.folder),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
         if run.config
         else "",
