@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_robust.analysis.budget import budget_finding as budget_finding
+    from nni_robust.analysis.comparison import Comparison as Comparison
+    from nni_robust.analysis.comparison import compare_runs as compare_runs
     from nni_robust.analysis.compression import RunTopology as RunTopology
     from nni_robust.analysis.compression import StageTopology as StageTopology
     from nni_robust.analysis.compression import compare_topologies as compare_topologies
     from nni_robust.analysis.compression import keep_ratios as keep_ratios
     from nni_robust.analysis.compression import mean_keep as mean_keep
     from nni_robust.analysis.compression import run_topology as run_topology
-    from nni_robust.analysis.comparison import Comparison as Comparison
-    from nni_robust.analysis.comparison import compare_runs as compare_runs
     from nni_robust.analysis.density import density_finding as density_finding
     from nni_robust.analysis.findings import StudyFindings as StudyFindings
     from nni_robust.analysis.findings import study_findings as study_findings
