@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .cross_layer_distillation import CrossLayerDistillation
 from .robust_one_shot import RobustOneShot
 from .wide_spectrum import WideSpectrumSearch
 
-__all__ = ["RobustOneShot", "WideSpectrumSearch"]
+__all__ = ["CrossLayerDistillation", "RobustOneShot", "WideSpectrumSearch"]

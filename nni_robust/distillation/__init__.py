@@ -12,6 +12,7 @@ from nni_robust.distillation.maps import (
     MapConfig,
     MapSession,
     attention_map,
+    describe_layers,
     distances,
     tap_sides,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "TapSpec",
     "TutorMatrix",
     "attention_map",
+    "describe_layers",
     "distances",
     "find_taps",
     "fixed_mapping",

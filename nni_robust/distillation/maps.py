@@ -24,7 +24,14 @@ from nni_robust.config import strict
 from nni_robust.distillation.taps import TapPoint
 from nni_robust.errors import UserError
 
-__all__ = ["MapConfig", "MapSession", "attention_map", "distances", "tap_sides"]
+__all__ = [
+    "MapConfig",
+    "MapSession",
+    "attention_map",
+    "describe_layers",
+    "distances",
+    "tap_sides",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ class MapConfig:
 def attention_map(activation: Tensor, config: MapConfig) -> Tensor:
     """Maps (B, size * size), float32, of activations (B, C, H, W)."""
     # In float32: a sum of squares over many channels leaves half precision's range.
-    raw = activation.float().abs().pow(config.power).sum(1)
+    raw: Tensor = activation.float().abs().pow(config.power).sum(1)
     if raw.shape[1:] != (config.size, config.size):
         # The batch as channels: one call for all pictures.
         options: dict[str, Any] = {} if config.resize == "area" else {"align_corners": False}
@@ -215,3 +222,14 @@ def tap_sides(
         if index not in sides:
             raise UserError(f"taps: '{point.name}' was not used in the forward pass")
     return [sides[index] for index in range(len(taps))]
+
+
+def describe_layers(
+    network: nn.Module, taps: Sequence[TapPoint], input_shape: Sequence[int]
+) -> list[dict[str, Any]]:
+    """``name``, ``kind`` and ``side`` of each tapped layer, JSON-able; see :func:`tap_sides`."""
+    sides = tap_sides(network, taps, input_shape)
+    return [
+        {"name": point.name, "kind": point.kind, "side": side}
+        for point, side in zip(taps, sides, strict=True)
+    ]

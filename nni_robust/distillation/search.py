@@ -26,7 +26,7 @@ from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits, Images
 from nni_robust.data.seeding import derive_seed, generator, stratified_order
 from nni_robust.distillation.costs import CostModel
-from nni_robust.distillation.maps import MapSession, distances, tap_sides
+from nni_robust.distillation.maps import MapSession, describe_layers, distances
 from nni_robust.distillation.observe import observe
 from nni_robust.distillation.settings import CostTerm, SearchSettings
 from nni_robust.distillation.state import load_search, save_search
@@ -64,9 +64,9 @@ class SearchOutcome:
         ``probability`` and ``margin`` (over the second best).
     matrix
         Probabilities (n_s, n_t) of all pairs.
-    students, teachers
-        Layers in order of depth: ``name``, ``kind``, ``side`` (height of its map), and for
-        teachers ``teacher``.
+    students, layers
+        Layers of the student and of the teachers in order of depth: ``name``, ``kind``, ``side``
+        (height of the map), and of teachers ``teacher``, the teacher's number.
     history
         One mapping per epoch.
     """
@@ -76,7 +76,7 @@ class SearchOutcome:
     tutors: list[dict[str, Any]]
     matrix: list[list[float]]
     students: list[dict[str, Any]]
-    teachers: list[dict[str, Any]]
+    layers: list[dict[str, Any]]
     history: list[dict[str, float]]
 
 
@@ -336,7 +336,7 @@ class _Search:
         cost = self.cost.expected(choices)
         total = self.cost.applied(loss, cost) if part == "logits" else loss
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         if part == "weights" and self.recipe.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip)
         optimizer.step()
@@ -387,21 +387,21 @@ class _Search:
 
     def outcome(self) -> SearchOutcome:
         """What was found, without any noise."""
-        students = _described(self.network, self.taps, self.shape)
-        teachers = [
+        students = describe_layers(self.network, self.taps, self.shape)
+        layers = [
             {**layer, "teacher": number}
             for number, (network, taps) in enumerate(
                 zip(self.teachers, self.teacher_taps, strict=True)
             )
-            for layer in _described(network, taps, self.shape)
+            for layer in describe_layers(network, taps, self.shape)
         ]
         matrix = self.tutors.probabilities().cpu()
         chosen, margins = self.tutors.harden().tolist(), self.tutors.margin().tolist()
         tutors = [
             {
                 "student": students[i]["name"],
-                "tutor": teachers[j]["name"],
-                "teacher": teachers[j]["teacher"],
+                "tutor": layers[j]["name"],
+                "teacher": layers[j]["teacher"],
                 "probability": round(float(matrix[i, j]), 6),
                 "margin": round(margins[i], 6),
             }
@@ -416,17 +416,9 @@ class _Search:
             tutors=tutors,
             matrix=[[round(p, 6) for p in row] for row in matrix.tolist()],
             students=students,
-            teachers=teachers,
+            layers=layers,
             history=self.history,
         )
-
-
-def _described(network: nn.Module, taps: Any, shape: Sequence[int]) -> list[dict[str, Any]]:
-    sides = tap_sides(network, taps, shape)
-    return [
-        {"name": point.name, "kind": point.kind, "side": side}
-        for point, side in zip(taps, sides, strict=True)
-    ]
 
 
 class _frozen_weights:
