@@ -4,6 +4,10 @@ The evaluation of a candidate as in RobNet (CVPR 2020, section 3.2-3.3): inherit
 weights where there is one, train a few epochs on adversarial examples, attack on the
 search-validation split. With no supernet it is plain adversarial training from scratch. The authors
 selected on the test set (robnet spec, j.7); here the search only ever sees the validation split.
+
+A candidate may also inherit the weights of a teacher that it is a smaller form of, learn from the
+teacher's outputs (``train.distillation``, ``train.loss: rslad``) or maps (`tutors`), and be scored
+over a spectrum of strengths.
 """
 
 from __future__ import annotations
@@ -16,16 +20,20 @@ from typing import Any
 import nni
 from torch import nn
 
+from nni_robust.attacks import scoring_attacks
 from nni_robust.config import as_mapping, parse
 from nni_robust.cost import measure_cost
-from nni_robust.data import DataSplits, load_task
+from nni_robust.data import DataSplits, Images, load_task
 from nni_robust.errors import UserError
-from nni_robust.evaluation import eps_curve, evaluate
-from nni_robust.supernet import build_supernet, inherit
+from nni_robust.evaluation import eps_curve
 from nni_robust.task import Task
-from nni_robust.training import EpochRecord, Recipe, recalibrate_bn, train
-from nni_robust.training.weights import load_weights, save_weights
+from nni_robust.teacher import source_key
+from nni_robust.training import Recipe, recalibrate_bn, train
+from nni_robust.training.weights import save_weights
 from nni_robust.trial import StoredEvaluator, default_device, report_epoch
+
+from ._network import fresh, from_supernet, from_teacher, the_teacher
+from ._scoring import Score, attack_score, spectrum_score
 
 __all__ = ["AdversarialTraining"]
 
@@ -39,7 +47,10 @@ class AdversarialTraining(StoredEvaluator):
     The final metric is a flat dict: ``default`` (the lowest accuracy under the attacks, what
     strategies maximise), ``clean``, one key per attack such as ``pgd20@8/255``, ``params``,
     ``macs``, ``seconds``. Accuracies lie in [0, 1]. The curve over epochs goes out as intermediate
-    metrics.
+    metrics. With `strengths` there is one key per strength, ``average`` (which is ``default``) and
+    ``auc``.
+
+    The network has as many outputs as the task has classes, whatever the space was made for.
 
     Parameters
     ----------
@@ -48,7 +59,8 @@ class AdversarialTraining(StoredEvaluator):
     train
         Settings of a :class:`nni_robust.training.Recipe`; None does not train, only attacks.
     attacks
-        Attacks that score the network, such as ``["fgsm", "pgd20"]``.
+        Attacks that score the network, such as ``["fgsm", "pgd20"]``; ``["clean"]``: none, clean
+        accuracy decides. None is the task's attack, or ``pgd20`` where it has none.
     score_limit
         Score on that many pictures only; None is the whole split.
     recalibrate_batches
@@ -72,6 +84,23 @@ class AdversarialTraining(StoredEvaluator):
         validation pictures; None is off. It is measured on the weights that a network inherits,
         before they are fine-tuned (RobNet, section 3.5), with the attack of the training; a network
         that is trained from scratch has no such weights, and is not measured.
+    teacher
+        Key of a :class:`nni_robust.teacher.TeacherTraining` in the store whose weights the task's
+        teacher has; None: the teacher's own. It is loaded only where something needs it.
+    inherit
+        ``"teacher"``: a candidate starts from the teacher's weights, cut to size by the space.
+    inherit_options
+        Options of the space's ``inherit``, such as ``{"channels": "magnitude", "blocks": "first"}``
+        of wide residual networks.
+    tutors
+        Settings of a :class:`nni_robust.distillation.CrossLayerTerm`, which adds the distance
+        between maps of the network and of the teacher to the loss.
+    strengths
+        Score over these eps values (pixel units, also ``"8/255"``) by the first of the attacks, see
+        :func:`nni_robust.spectrum.evaluate_spectrum`; further attacks are at the threat's eps, and
+        do not decide. None scores at the threat's eps.
+    strength_weights
+        Weight of each of them in the average; None weighs all above 0 equally.
 
     Raises
     ------
@@ -84,7 +113,7 @@ class AdversarialTraining(StoredEvaluator):
         *,
         task: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = _RECIPE_DEFAULTS,
-        attacks: Sequence[Any] = ("pgd20",),
+        attacks: Sequence[Any] | None = None,
         score_limit: int | None = None,
         recalibrate_batches: int = 8,
         seed: int = 0,
@@ -94,12 +123,17 @@ class AdversarialTraining(StoredEvaluator):
         split: str = "validation",
         eps_values: Sequence[float] = (),
         fsp: int | None = None,
+        teacher: str | None = None,
+        inherit: str | None = None,
+        inherit_options: Mapping[str, Any] | None = None,
+        tutors: Mapping[str, Any] | None = None,
+        strengths: Sequence[Any] | None = None,
+        strength_weights: Sequence[float] | None = None,
     ) -> None:
         self.task = parse(Task, task, "task")
         self.recipe = None if train is None else parse(Recipe, train, "evaluator.train")
-        self.attacks = list(attacks)
-        if not self.attacks:
-            raise UserError("evaluator.attacks: at least one attack is needed, such as pgd20")
+        self._given_attacks = None if attacks is None else list(attacks)
+        self.attacks = scoring_attacks(attacks, self.task.attack, self.task.threat)
         if split not in ("validation", "test"):
             raise UserError(f"evaluator.split: {split!r} is not allowed; allowed: validation, test")
         if fsp is not None and (isinstance(fsp, bool) or not isinstance(fsp, int) or fsp < 1):
@@ -108,20 +142,69 @@ class AdversarialTraining(StoredEvaluator):
         self.score_limit, self.recalibrate_batches = score_limit, recalibrate_batches
         self.seed, self.store, self.supernet = seed, store, supernet
         self.phase, self.split, self.eps_values = phase, split, list(eps_values)
+        self.teacher, self.inherit = teacher, inherit
+        self.inherit_options = dict(inherit_options or {})
+        self.tutors = None if tutors is None else dict(tutors)
+        self.strengths = None if strengths is None else list(strengths)
+        self.strength_weights = None if strength_weights is None else list(strength_weights)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.inherit not in (None, "teacher"):
+            raise UserError(
+                f"evaluator.inherit: {self.inherit!r} is not allowed; allowed: teacher (or nothing)"
+            )
+        if self.inherit is not None and self.supernet is not None:
+            raise UserError("evaluator.inherit: 'teacher' is not allowed with a supernet's weights")
+        if self.inherit_options and self.inherit is None:
+            raise UserError("evaluator.inherit_options is not allowed without inherit: teacher")
+        if self.tutors is not None and self.recipe is None:
+            raise UserError("evaluator.tutors is not allowed without training (train is null)")
+        if self._needs_teacher and self.task.teacher is None:
+            what = "inherit" if self.inherit else "tutors" if self.tutors is not None else "train"
+            raise UserError(f"task.teacher is missing; evaluator.{what} needs a teacher")
+        if self.tutors is not None:
+            self._term()
+        if self.strength_weights is not None and self.strengths is None:
+            raise UserError("evaluator.strength_weights is not allowed without strengths")
+        if self.strengths is not None and not (self.strengths and self.attacks):
+            raise UserError("evaluator.strengths: at least one strength and an attack are needed")
+
+    @property
+    def _needs_teacher(self) -> bool:
+        taught = self.recipe is not None and self.recipe.needs_teacher
+        return taught or self.inherit is not None or self.tutors is not None
+
+    def _term(self) -> Any:
+        """What the tutors add to the loss; None without any."""
+        if self.tutors is None:
+            return None
+        from nni_robust.distillation import CrossLayerTerm
+
+        try:
+            return CrossLayerTerm(**self.tutors)
+        except TypeError as e:
+            raise UserError(f"evaluator.tutors: {e}") from e
 
     def variant(self, **changes: Any) -> AdversarialTraining:
         """A copy with some arguments changed, for another phase of the same run."""
-        return AdversarialTraining(**{**self.settings(), "store": self.store, **changes})
+        return AdversarialTraining(**{**self._arguments(), "store": self.store, **changes})
 
     def extra_repr(self) -> str:
         return f"task={self.task}, attacks={self.attacks}, phase={self.phase}"
 
     def settings(self) -> dict[str, Any]:
         """See :class:`nni_robust.trial.StoredEvaluator`."""
+        settings = {**self._arguments(), "attacks": self.attacks}
+        if self._needs_teacher and self.teacher is None and self.task.teacher is not None:
+            settings["teacher"] = source_key(self.task.teacher)
+        return settings
+
+    def _arguments(self) -> dict[str, Any]:
         return {
             "task": as_mapping(self.task),
             "train": None if self.recipe is None else as_mapping(self.recipe),
-            "attacks": self.attacks,
+            "attacks": self._given_attacks,
             "score_limit": self.score_limit,
             "recalibrate_batches": self.recalibrate_batches,
             "seed": self.seed,
@@ -130,6 +213,12 @@ class AdversarialTraining(StoredEvaluator):
             "split": self.split,
             "eps_values": self.eps_values,
             "fsp": self.fsp,
+            "teacher": self.teacher,
+            "inherit": self.inherit,
+            "inherit_options": self.inherit_options or None,
+            "tutors": self.tutors,
+            "strengths": self.strengths,
+            "strength_weights": self.strength_weights,
         }
 
     def measure(self, model: Any, folder: Path | None) -> dict[str, Any]:
@@ -137,26 +226,37 @@ class AdversarialTraining(StoredEvaluator):
         import torch
 
         torch.manual_seed(self.seed)
-        network = model.executable_model() if self.supernet is None else self._inherited(model)
-        return self._assess(network, folder)
+        data = load_task(self.task, test=self.split == "test")
+        teacher = self._load_teacher(data)
+        if self.supernet is not None:
+            network = from_supernet(model, self.store, self.supernet)
+        elif self.inherit is not None:
+            assert teacher is not None
+            network = from_teacher(model, data.num_classes, teacher, self.inherit_options)
+        else:
+            network = fresh(model, data.num_classes)
+        return self._assess(network, folder, data, teacher)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Assess a plain network outside of NNI, without a store; returns the record."""
-        return self._assess(model, None)
-
-    def _inherited(self, model: Any) -> nn.Module:
-        if self.store is None:
-            raise UserError(
-                "evaluator.store: inheriting a supernet's weights needs the run's store"
-            )
-        supernet = build_supernet(model.model.trace_copy().get(traceable=False))
-        load_weights(supernet, Path(self.store, str(self.supernet), "weights.safetensors"))
-        return inherit(supernet, dict(model.sample))
-
-    def _assess(self, network: nn.Module, folder: Path | None) -> dict[str, Any]:
         data = load_task(self.task, test=self.split == "test")
+        return self._assess(model, None, data, self._load_teacher(data))
+
+    def _load_teacher(self, data: DataSplits) -> nn.Module | None:
+        """The teacher, where anything needs one."""
+        if not self._needs_teacher:
+            return None
+        return the_teacher(self.task, self.store, self.teacher, data)
+
+    def _assess(
+        self,
+        network: nn.Module,
+        folder: Path | None,
+        data: DataSplits,
+        teacher: nn.Module | None,
+    ) -> dict[str, Any]:
         network = network.to(default_device())
-        if self.supernet is not None and self.recalibrate_batches:
+        if self._inherits and self.recalibrate_batches:
             recalibrate_bn(
                 network,
                 data.train,
@@ -175,31 +275,23 @@ class AdversarialTraining(StoredEvaluator):
                 self.task.threat,
                 folder=folder / "checkpoints" if folder else None,
                 seed=self.seed,
-                on_epoch=_report,
+                on_epoch=lambda record: report_epoch(record.curve_point()),
+                teacher=None if teacher is None else teacher.to(default_device()),
+                wrap=self._term(),
             )
             network, seconds = result.model, result.seconds
             history = [dataclasses.asdict(record) for record in result.history]
         pictures = data.test if self.split == "test" else data.validation
-        found = evaluate(
-            network,
-            pictures,
-            self.attacks,
-            threat=self.task.threat,
-            limit=self.score_limit,
-            seed=self.seed,
-        )
+        metrics, more, scoring = self._score(network, pictures)
         cost = measure_cost(network, data.input_shape)
-        metrics = found.metrics()
-        robust = [value for name, value in metrics.items() if name != "clean"]
         record: dict[str, Any] = {
             "metrics": {
-                "default": min(robust),
                 **metrics,
                 "params": cost.params,
                 "macs": cost.macs,
-                "seconds": round(seconds + found.seconds, 3),
+                "seconds": round(seconds + scoring, 3),
             },
-            "pictures": found.n,
+            **more,
             "history": history,
         }
         if fsp is not None:
@@ -218,9 +310,35 @@ class AdversarialTraining(StoredEvaluator):
             save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
         return record
 
+    @property
+    def _inherits(self) -> bool:
+        return self.supernet is not None or self.inherit is not None
+
+    def _score(self, network: nn.Module, pictures: Images) -> Score:
+        """Metrics, what else the record says, and seconds."""
+        if self.strengths is None:
+            return attack_score(
+                network,
+                pictures,
+                self.attacks,
+                self.task.threat,
+                limit=self.score_limit,
+                seed=self.seed,
+            )
+        return spectrum_score(
+            network,
+            pictures,
+            self.strengths,
+            self.strength_weights,
+            self.attacks,
+            self.task.threat,
+            limit=self.score_limit,
+            seed=self.seed,
+        )
+
     def _fsp(self, network: nn.Module, data: DataSplits) -> dict[str, Any] | None:
         """FSP distances of the given weights, where they are asked for and the weights are any."""
-        if self.fsp is None or (self.supernet is None and self.recipe is not None):
+        if self.fsp is None or (not self._inherits and self.recipe is not None):
             return None
         from nni_robust.analysis.fsp_measure import fsp_record
 
@@ -232,11 +350,3 @@ class AdversarialTraining(StoredEvaluator):
             pictures=self.fsp,
             seed=self.seed,
         )
-
-
-def _report(record: EpochRecord) -> None:
-    robust = record.val_robust if record.val_robust is not None else record.train_robust
-    point = {"default": robust, "loss": record.loss}
-    if record.val_clean is not None:
-        point["clean"] = record.val_clean
-    report_epoch({name: value for name, value in point.items() if value is not None})

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+from nni_robust._teacher import Teacher
 from nni_robust.config import Quantity, strict
 from nni_robust.cost import Cost
 from nni_robust.errors import UserError
-from nni_robust.teacher import Teacher
 from nni_robust.threat import ThreatModel
 
 __all__ = ["Budget", "Task"]

@@ -14,7 +14,13 @@ from nni_robust.attacks import torchattacks as torchattacks
 from nni_robust.attacks._base import Attack, NonFiniteOutput, Victim
 from nni_robust.attacks._frozen import undisturbed
 from nni_robust.attacks._norms import Ball
-from nni_robust.attacks._spec import AttackSpec, attack, attack_from_spec, list_attacks
+from nni_robust.attacks._spec import (
+    AttackSpec,
+    attack,
+    attack_from_spec,
+    list_attacks,
+    scoring_attacks,
+)
 
 __all__ = [
     "Attack",
@@ -25,5 +31,6 @@ __all__ = [
     "attack",
     "attack_from_spec",
     "list_attacks",
+    "scoring_attacks",
     "undisturbed",
 ]

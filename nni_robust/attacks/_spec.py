@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from nni_robust import registry
@@ -12,7 +12,10 @@ from nni_robust.config import parse
 from nni_robust.errors import UserError
 from nni_robust.threat import ThreatModel
 
-__all__ = ["AttackSpec", "attack", "attack_from_spec", "list_attacks"]
+__all__ = ["CLEAN", "AttackSpec", "attack", "attack_from_spec", "list_attacks", "scoring_attacks"]
+
+#: In place of an attack: none, only clean accuracy counts.
+CLEAN = "clean"
 
 #: What stands for an attack in a configuration.
 AttackSpec: TypeAlias = str | Mapping[str, Any] | Attack
@@ -101,6 +104,44 @@ def attack_from_spec(spec: AttackSpec, threat: ThreatModel) -> Attack:
             f"attack '{name}' gives a {type(made).__name__}, not a nni_robust.attacks.Attack"
         )
     return made
+
+
+def scoring_attacks(
+    given: Sequence[Any] | None, attack: AttackSpec | None, threat: ThreatModel
+) -> list[Any]:
+    """What a network is scored under.
+
+    Parameters
+    ----------
+    given
+        Attacks that were asked for; ``["clean"]`` is none. None leaves it to the task.
+    attack
+        The task's attack; ``"clean"`` is none. None is ``"pgd20"``.
+    threat
+        The task's threat, to check them.
+
+    Returns
+    -------
+    list
+        Specifications of attacks; empty where only clean accuracy counts.
+
+    Raises
+    ------
+    UserError
+        If nothing was asked for, or an attack does not exist.
+    """
+    specs = [attack or "pgd20"] if given is None else list(given)
+    if not specs:
+        raise UserError(
+            "evaluator.attacks: at least one attack is needed, such as pgd20 (or clean for none)"
+        )
+    if specs == [CLEAN]:
+        return []
+    if CLEAN in specs:
+        raise UserError("evaluator.attacks: 'clean' is not allowed beside attacks")
+    for spec in specs:
+        attack_from_spec(spec, threat)
+    return specs
 
 
 def _split(name: str) -> tuple[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from nni_robust._teacher import absolute_teacher
 from nni_robust.data.augment import RESIZED_CROP
 from nni_robust.data.images import Images
 from nni_robust.data.seeding import stratified_order
@@ -120,7 +121,7 @@ def load_task(task: Task, *, test: bool = False) -> DataSplits:
 
 
 def absolute_task(task: Task) -> Task:
-    """The same task with absolute folders: it means the same in a process started elsewhere.
+    """The same task with absolute paths: it means the same in a process started elsewhere.
 
     Raises
     ------
@@ -129,6 +130,8 @@ def absolute_task(task: Task) -> Task:
     """
     name, _, path = task.dataset.partition(":")
     _, _, folder = _locate(task.dataset, task.root)
+    if task.teacher is not None:
+        task = dataclasses.replace(task, teacher=absolute_teacher(task.teacher))
     if path:
         return dataclasses.replace(task, dataset=f"{name}:{folder.absolute()}")
     return dataclasses.replace(task, root=str(folder.absolute()))
