@@ -118,12 +118,13 @@ def search(
             wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
             if hasattr(strategy, "export"):
                 strategy.export(run)
-            save_best(run, settings, data)
-            write_findings(run, settings.seed, report)
-            if settings.final is not None:
-                report("the search is done; training the final networks")
-            learned = strategy.final_settings() if hasattr(strategy, "final_settings") else {}
-            finish(run, settings, data, nni.executable_space, nni.engine, learned)
+            if candidates:  # some searches are made for what they measure on the way
+                save_best(run, settings, data)
+                write_findings(run, settings.seed, report)
+                if settings.final is not None:
+                    report("the search is done; training the final networks")
+                learned = strategy.final_settings() if hasattr(strategy, "final_settings") else {}
+                finish(run, settings, data, nni.executable_space, nni.engine, learned)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
