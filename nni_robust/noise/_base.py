@@ -78,10 +78,10 @@ def make_estimator(
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: object = cls(shape, **settings)
-    if not isinstance(made, NoiseEstimator):
-        raise UserError(f"noise estimator '{name}' gives a {type(made).__name__}")
-    return made
+        made = cls(shape, **settings)
+    if isinstance(made, NoiseEstimator):
+        return made
+    raise UserError(f"noise estimator '{name}' gives a {type(made).__name__}")
 
 
 def lengths(noise: Tensor) -> Tensor:

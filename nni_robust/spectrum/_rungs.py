@@ -79,7 +79,8 @@ def make_rungs(
     ----------
     spec
         Name or mapping of an untargeted attack, without eps and norm. A mapping may have
-        ``rel_step``: the length of a step in units of eps / steps.
+        ``rel_step``: the length of a step in units of eps / steps, with the attack's own number of
+        steps whatever replaces it.
     eps_values
         Radii in pixel units, any order.
     steps
@@ -163,5 +164,5 @@ def _changed(attack: Attack, threat: ThreatModel, steps: int | None, relative: A
         if attack.settings.step_size is not None:
             raise UserError("rel_step and step_size are two ways to say one thing; give one")
         # A radius of 0 is never attacked, but its settings must be valid.
-        settings["step_size"] = relative * (threat.eps or 1.0) / settings["steps"]
+        settings["step_size"] = relative * (threat.eps or 1.0) / attack.settings.steps
     return type(attack)(threat, label=label, **settings)
