@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from nni_robust.errors import UserError
 from nni_robust.threat import ThreatModel
 from nni_robust.training import NamedRecipe, list_recipes, load_recipe, named
 
-FILES = sorted((Path(named.__file__).parent / "recipes").glob("*.yaml"))
+FILES = sorted((Path(named.__file__).parent / "recipes").glob("*.yaml"), key=lambda p: p.stem)
+ROBNET = [name for name in list_recipes() if name.startswith("robnet-")]
 
 
 def test_names() -> None:
-    assert list_recipes() == [
+    assert list_recipes() == [path.stem for path in FILES]
+    assert ROBNET == [
         "robnet-cifar10",
         "robnet-cifar100",
         "robnet-imagenet-free",
@@ -29,8 +32,10 @@ def test_names() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_file_says_where_it_comes_from(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert "1911.10695" in text or "gmh14/RobNets at 0fbcb03" in text
-    assert "\n# Unverified: " in text
+    if path.stem in ROBNET:
+        assert "1911.10695" in text or "gmh14/RobNets at 0fbcb03" in text
+    assert "\n# Unverified: " in text or "\n# Different here: " in text
+    assert "\n# From " in text
     assert max(map(len, text.splitlines())) <= 105
     assert load_recipe(path) == NamedRecipe(
         str(path), load_recipe(path.stem).recipe, load_recipe(path.stem).threat
@@ -48,6 +53,8 @@ def test_each_file_says_where_it_comes_from(path: Path) -> None:
         ("robnet-imagenet-free", 23, {0: 0.1, 7: 0.1, 8: 0.01, 16: 0.001, 22: 0.001}),
         # Printed by the repository's own scheduler.
         ("robnet-repo-cifar10", 170, {0: 0.02, 10: 0.61, 20: 1.2, 95: 0.6005, 169: 0.00113}),
+        ("rcnas-trades", 100, {0: 0.1, 74: 0.1, 75: 0.01, 89: 0.01, 90: 0.001}),
+        ("rslad-cifar10", 300, {0: 0.1, 214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
     ],
 )
 def test_rates_by_epoch(name: str, epochs: int, rates: dict[int, float]) -> None:
@@ -58,7 +65,7 @@ def test_rates_by_epoch(name: str, epochs: int, rates: dict[int, float]) -> None
     assert recipe.learning_rate(5, 10) == pytest.approx(rates[0])  # constant within an epoch
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", ROBNET)
 def test_attack_and_optimizer(name: str) -> None:
     found = load_recipe(name)
     recipe = found.recipe
@@ -68,6 +75,20 @@ def test_attack_and_optimizer(name: str) -> None:
     assert (recipe.attack.steps, recipe.replays) == ((1, 4) if free else (7, 1))
     assert (recipe.clean_epochs > 0) == name.endswith("-warm")
     assert 10 <= recipe.clean_epochs <= 20 or not name.endswith("-warm")
+
+
+@pytest.mark.parametrize("loss", ["trades", "mart", "madry"])
+def test_rcnas_recipes_differ_in_their_loss_only(loss: str) -> None:
+    found = load_recipe("rcnas-sat" if loss == "madry" else f"rcnas-{loss}")
+    assert found.threat == ThreatModel(norm="linf", eps=8 / 255)
+    same = {"loss": "madry", "beta": None}
+    assert dataclasses.replace(found.recipe, **same) == load_recipe("rcnas-sat").recipe
+    assert (found.recipe.loss, found.recipe.grad_clip) == (loss, 5)
+    assert (found.recipe.attack.steps, found.recipe.weight_decay) == (10, 2e-4)
+    cutmix = load_recipe("rcnas-trades-cutmix").recipe
+    assert cutmix.mixes
+    assert cutmix.averaging == 0.995
+    assert not found.recipe.mixes
 
 
 def test_changes_are_laid_over_the_file() -> None:
@@ -92,7 +113,7 @@ def test_files_with_and_without_a_threat(tmp_path: Path) -> None:
     ("name", "text", "sentence"),
     [
         ("robnet-cifar1O", None, "unknown recipe 'robnet-cifar1O'; did you mean 'robnet-cifar10'"),
-        ("madry", None, "known: robnet-cifar10, robnet-cifar100"),
+        ("madry", None, "unknown recipe 'madry' .known: .*robnet-cifar10, robnet-cifar100"),
         ("absent.yaml", None, "no file 'absent.yaml'"),
         ("a.yaml", "epoch: 3", "unknown key 'epoch' in recipe; did you mean 'epochs'"),
         ("a.yaml", "threat: {esp: 0.1}", "unknown key 'esp' in recipe.threat; did you mean 'eps'"),
