@@ -79,14 +79,15 @@ def make_estimator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = cls(shape, **settings)
-    if isinstance(made, NoiseEstimator):
-        return made
-    raise UserError(f"noise estimator '{name}' gives a {type(made).__name__}")
+    if not isinstance(made, NoiseEstimator):
+        raise UserError(f"noise estimator '{name}' gives a {type(made).__name__}")
+    return made
 
 
 def lengths(noise: Tensor) -> Tensor:
     """L2 norm of each picture's noise: (…, C, H, W) to (…)."""
-    return torch.linalg.vector_norm(noise, dim=(-3, -2, -1))
+    size: Tensor = torch.linalg.vector_norm(noise, dim=(-3, -2, -1))
+    return size
 
 
 @dataclasses.dataclass(frozen=True)

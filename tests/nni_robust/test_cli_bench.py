@@ -1,0 +1,125 @@
+"""``bench``: the estimators' benchmark in its smallest size, and what its figures must fulfil."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_robust import __version__
+from nni_robust.bench import default_networks, spread, write_rows
+from nni_robust.cli import main
+from nni_robust.cli._bench import BENCHES
+from nni_robust.report._spectrum import plot_estimates
+
+WANTED = ["0.045", "0.075", "0.105"]
+SMALL = """
+format: nni-robust/architecture/1
+name: %s
+space: wide-resnet
+space_args: {depths: 1, widths: 1, stem_channels: 4, base_channels: [4, 4, 8]}
+code: "1x1 1x1 1x1"
+num_classes: 10
+input_shape: [3, 8, 8]
+provenance: {kind: found, source: written by hand}
+"""
+
+
+def test_estimator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", "estimator", "--quick", "--out", str(tmp_path / "out"), "--pictures", "48"]
+    argv += ["--epochs", "1", "--rounds", "1", "--estimators", "scale,basic", "--seeds", "2"]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SMALL % name)
+    argv += ["--networks", str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"), "--json"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    with open(tmp_path / "out" / "estimator.csv", newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert (tmp_path / "out" / "estimator.svg").is_file()
+    assert len(rows) == len(found["rows"]) == 2 * 3 * 2 * 3  # seeds, methods, networks, strengths
+    assert {(r["network"], r["seen"]) for r in rows} == {("one", "1"), ("two", "0")}
+    for row in rows:
+        assert row["eps"] in WANTED
+        assert row["nni_robust"] == __version__
+        assert row["torch"] == torch.__version__
+        assert row["processor"]
+        assert row["pictures"] == "48"
+        assert float(row["error"]) > 0
+        assert -1 <= float(row["cosine"]) <= 1
+        # PGD-7 at three of six strengths, or at the first and three steps at the others.
+        assert float(row["passes_all_real"]) == 42
+        assert float(row["passes"]) == (22 if row["method"] == "warm attack" else 21)
+        # One round of two batches at four strengths for what learns.
+        learnt = 2 * 64 * 28 if row["method"] == "basic" else 0
+        assert int(row["training_passes"]) == learnt
+    (first, *_) = found["summary"]
+    same = [
+        r
+        for r in found["rows"]
+        if (r["method"], r["seen"], r["eps"]) == (first["method"], first["seen"], first["eps"])
+    ]
+    one, two = (r["error"] for r in same)
+    assert first["error"] == pytest.approx((one + two) / 2)
+    assert first["error_std"] == pytest.approx(abs(one - two) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--estimators", "scale,basik"], "estimators: 'basik'"),
+        (["--estimators", "scale,scale"], "names one twice"),
+        (["--estimators", ","], "at least one estimator"),
+        (["--networks", "robnet-small"], "needs two networks"),
+        (["--networks", "robnet-small", "absent.yaml"], "absent.yaml"),
+        (["--dataset", "digit"], "did you mean 'digits'?"),
+    ],
+)
+def test_refusals(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "estimator", "--quick", *argv]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(["bench", "--help"])
+    assert e.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in BENCHES)
+    with pytest.raises(SystemExit) as e:
+        main(["bench"])
+    assert e.value.code == 2
+
+
+def test_default_networks() -> None:
+    names = {architecture.name: architecture.cost().params for architecture in default_networks()}
+    assert list(names) == ["wrn-a", "wrn-b", "wrn-held-out"]
+    assert len(set(names.values())) == 3
+    assert max(names.values()) < 200_000
+
+
+def test_rows(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"a": 1, "b": "x,y"}, {"a": 2, "c": 0.5}]
+    write_rows(tmp_path / "rows.csv", rows)
+    with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as f:
+        assert list(csv.DictReader(f)) == [
+            {"a": "1", "b": "x,y", "c": ""},
+            {"a": "2", "b": "", "c": "0.5"},
+        ]
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert spread([4.0]) == (4.0, 0.0)
+
+
+def test_figure_has_a_line_for_each_method() -> None:
+    values = {"scale": {0.045: [0.2, 0.3], 0.105: [0.4, 0.5]}, "plus$": {0.045: [0.1]}}
+    left, right = plot_estimates(values, values).axes
+    (line,) = (one for one in left.lines if one.get_label() == "scale")
+    assert line.get_ydata().tolist() == pytest.approx([0.25, 0.45])  # type: ignore[union-attr]
+    (line,) = (one for one in right.lines if one.get_label() == r"plus\$")
+    assert list(line.get_ydata()) == pytest.approx([10.0])
