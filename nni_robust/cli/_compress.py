@@ -65,11 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --policy: networks drawn to choose from (default {_DRAWS})",
     )
     parser.add_argument(
-        "--search-blocks",
-        action="store_true",
-        help="with --policy: let it choose the type of block of each stage, too",
-    )
-    parser.add_argument(
         "--rule",
         choices=("scaling", "last-stage"),
         help="without a policy: depths 2:2:1 and widths 2:2.5:1 as in WRN-A1 to A4 (scaling, "
@@ -95,11 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """A chosen network, the space it is from, and how it was found, as JSON and in words."""
+
+    below: Below
+    sample: dict[str, Any]
+    how: dict[str, Any]
+    words: str
+
+
 def execute(args: argparse.Namespace) -> int:
     """Choose the network, say what it keeps, and write what was asked for."""
     out = _output(args)
     from nni_robust.architecture import load_architecture
-    from nni_robust.architecture.scaling import below_teacher
     from nni_robust.tasks import load_task_file, task_shape
 
     task = None if args.task is None else load_task_file(args.task)
@@ -107,22 +111,26 @@ def execute(args: argparse.Namespace) -> int:
     if name is None:
         raise UserError("no teacher is given, and the task names none; give TEACHER")
     teacher = load_architecture(name)
-    classes, shape = (
-        (teacher.num_classes, teacher.input_shape) if task is None else task_shape(task)
-    )
-    teacher = dataclasses.replace(teacher, num_classes=classes, input_shape=shape)
+    if task is None and args.policy is not None:
+        task = load_task_file(name)  # a policy needs one; this is that of the teacher alone
+    if task is not None:
+        classes, shape = task_shape(task)
+        teacher = dataclasses.replace(teacher, num_classes=classes, input_shape=shape)
     budget = _budget(args, task)
-    below = below_teacher(teacher, search_blocks=args.search_blocks)
-    sample, how, source = _choose(args, below, budget, task or _plain_task(name, args))
+    if args.policy is None or task is None:
+        chosen = _by_rule(args.rule or "scaling", teacher, budget)
+    else:
+        chosen = _by_policy(args, teacher, name, task, budget)
+    below = chosen.below
     student = dataclasses.replace(
         teacher,
         name=_name(teacher, budget),
         space_args=below.space_args,
-        sample=sample,
+        sample=chosen.sample,
         weights=None,
         provenance={
             "kind": "found",
-            "source": f"nni-robust compress, {source}",
+            "source": f"nni-robust compress, {chosen.words}",
             "note": _note(teacher),
         },
     )
@@ -132,7 +140,7 @@ def execute(args: argparse.Namespace) -> int:
     untuned = weights is not None and out is not None
     if out is not None:
         student = _write(student, teacher, below, weights, args, out)
-    about = _about(teacher, student, below, budget, how)
+    about = _about(teacher, student, below, budget, chosen.how)
     if args.json:
         written = {"file": args.out, "weights": str(student.weights) if untuned else None}
         print_json(about | written | {"untuned": untuned})
@@ -152,8 +160,6 @@ def _output(args: argparse.Namespace) -> Path | None:
     """The file to write; refuses combinations that make no sense."""
     if args.policy is not None and args.rule is not None:
         raise UserError("--policy and --rule exclude each other")
-    if args.policy is None and args.search_blocks:
-        raise UserError("--search-blocks needs --policy; the rules leave the types of block alone")
     if args.out is None:
         if args.weights is not None:
             raise UserError("--weights needs -o: the cut weights go beside the architecture file")
@@ -179,33 +185,30 @@ def _budget(args: argparse.Namespace, task: Task | None) -> Budget:
     return parse(Budget, {**given, "tolerance": args.tolerance}, "--budget")
 
 
-def _plain_task(teacher: str, args: argparse.Namespace) -> Task | None:
-    """A policy needs a task; without one, that of the teacher alone."""
-    if args.policy is None:
-        return None
-    from nni_robust.tasks import load_task_file
+def _by_rule(rule: str, teacher: Architecture, budget: Budget) -> _Choice:
+    from nni_robust.architecture.scaling import below_teacher, scale_down
 
-    return load_task_file(teacher)
+    below = below_teacher(teacher)
+    return _Choice(below, scale_down(below, budget, rule), {"rule": rule}, f"rule {rule}")
 
 
-def _choose(
-    args: argparse.Namespace, below: Below, budget: Budget, task: Task | None
-) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """The sample, how it was found, and that in words."""
-    from nni_robust.architecture.scaling import check_budget, scale_down
-
-    if args.policy is None:
-        rule = args.rule or "scaling"
-        return scale_down(below, budget, rule), {"rule": rule}, f"rule {rule}"
+def _by_policy(
+    args: argparse.Namespace, teacher: Architecture, name: str, task: Task, budget: Budget
+) -> _Choice:
+    """A policy decides on the type of block of a stage where it has learned to."""
+    from nni_robust.architecture.scaling import below_teacher, check_budget
     from nni_robust.policy import load_policy
+    from nni_robust.teacher import Teacher
 
-    check_budget(below, budget)
     policy = load_policy(args.policy)
+    blocks = any(choice.label.endswith("/block") for choice in policy.choices)
+    below = below_teacher(teacher, search_blocks=blocks)
+    check_budget(below, budget)
+    task = dataclasses.replace(task, teacher=Teacher(name))
     sample = policy.propose(below.space, task, budget, seed=args.seed, draws=args.draws)
-    if not budget.allows(below.cost(sample)):
-        raise UserError(f"the policy '{args.policy}' proposed no network that keeps the budget")
     how = {"policy": args.policy, "draws": args.draws, "seed": args.seed}
-    return dict(sample), how, f"policy {Path(args.policy).name}"
+    words = f"policy {args.policy}, seed {args.seed}, {args.draws} draws"
+    return _Choice(below, dict(sample), how, words)
 
 
 def _name(teacher: Architecture, budget: Budget) -> str:

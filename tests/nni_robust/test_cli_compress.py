@@ -12,6 +12,8 @@ import yaml
 
 from nni_robust.architecture import Architecture, load_architecture
 from nni_robust.cli import main
+from nni_robust.policy import Policy, save_policy
+from nni_robust.search_spaces import WideResNet, WideResNetSpace
 from nni_robust.training import save_weights
 
 SMALL = {"depths": [3, 3, 2], "widths": [4, 4, 4], "base_channels": [4, 4, 8], "stem_channels": 4}
@@ -101,8 +103,6 @@ def test_with_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path, given:
     found = load_architecture(out)
     assert "Weights cut from the teacher's, untuned." in found.provenance["note"]
     network = found.build()
-    from nni_robust.search_spaces import WideResNet, WideResNetSpace
-
     whole = WideResNet(WideResNetSpace(**SMALL).config)
     if given == "option":
         whole.load_state_dict(state)
@@ -120,6 +120,31 @@ def test_with_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path, given:
     assert "untuned: train before you trust any accuracy" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+def test_by_a_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path, blocks: bool) -> None:
+    """A policy of a smaller teacher proposes for a larger one, within the budget."""
+    space = WideResNetSpace(search_blocks=blocks)
+    save_policy(Policy.of(space, seed=1), tmp_path / "policy")
+    arguments = ["wrn-34-12", "--policy", tmp_path / "policy", "--draws", 8]
+    about = compress(capsys, *arguments, "--budget", "2G", "-o", tmp_path / "found.yaml")
+    assert about["how"] == {"policy": str(tmp_path / "policy"), "draws": 8, "seed": 0}
+    found = load_architecture(tmp_path / "found.yaml")
+    assert found.cost().macs == about["macs"] <= 2e9
+    assert ("stage1/block" in found.sample) == blocks
+    assert found.provenance["source"] == (
+        f"nni-robust compress, policy {tmp_path / 'policy'}, seed 0, 8 draws"
+    )
+    assert compress(capsys, *arguments, "--budget", "2G")["code"] == about["code"]
+    codes = {
+        compress(capsys, *arguments, "--budget", "2G", "--seed", seed)["code"] for seed in range(3)
+    }
+    assert len(codes) > 1
+    larger = compress(capsys, *arguments, "--task", "cifar100/wrn-28-10/cw40")
+    assert larger["budget"]["macs"] == 5e9
+    assert larger["macs"] <= 5e9
+    assert (larger["num_classes"], larger["teacher"]["name"]) == (100, "wrn-34-12")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,7 +157,7 @@ def test_with_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path, given:
         (["robnet-small", "--budget", "1M"], "a network of the space wide-resnet can be"),
         (["wrn-28-10", "--budget", "1G", "-o", "x.txt"], "an architecture is saved as"),
         (["wrn-28-10", "--budget", "1G", "--weights", "w.pt"], "--weights needs -o"),
-        (["wrn-28-10", "--budget", "1G", "--search-blocks"], "--search-blocks needs --policy"),
+        (["wrn-28-10", "--budget", "1G", "--policy", "none"], "no policy in 'none'"),
         (["wrn-28-10", "--budget", "1G", "--policy", "p", "--rule", "scaling"], "exclude each"),
         (["--task", "cifar10/wrn-28-10/pgd"], "no attack 'pgd'; did you mean"),
     ],
