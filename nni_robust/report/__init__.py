@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_robust.report._compression import plot_compression as plot_compression
     from nni_robust.report._study import read_findings as read_findings
     from nni_robust.report.drawing import draw_cell as draw_cell
     from nni_robust.report.drawing import draw_cells as draw_cells
@@ -23,6 +24,7 @@ _HOMES = {
     "draw_cell": "drawing",
     "draw_cells": "drawing",
     "final_table": "tables",
+    "plot_compression": "_compression",
     "read_findings": "_study",
     "to_csv": "tables",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "draw_cell",
     "draw_cells",
     "final_table",
+    "plot_compression",
     "read_findings",
     "to_csv",
 ]
