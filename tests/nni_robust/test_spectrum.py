@@ -27,17 +27,32 @@ from nni_robust.spectrum import (
 from nni_robust.threat import ThreatModel, eps_label
 
 EPS = (0.02, 0.05, 0.08, 0.11, 0.17, 0.25)
-# Rows of Wsr-NAS, table 1: accuracy at 0.03, 0.1, 0.17, 0.25, and the average it prints.
+# Wsr-NAS, table 1: accuracy at 0.03, 0.1, 0.17 and 0.25, and the average that it prints.
 TABLE = {
-    "ResNet-50": ((37.0, 12.5, 6.3, 3.5), 14.8),
-    "WRN-34-10": ((46.1, 18.1, 11.2, 7.9), 20.8),
-    "RobNet-L": ((49.4, 3.1, 1.8, 0.7), 13.8),
-    "RACL": ((47.9, 22.4, 14.0, 9.4), 23.4),
-    "AdvRush": ((48.7, 22.3, 10.8, 4.9), 21.7),
-    "WsrNet-Basic": ((48.9, 22.3, 15.7, 12.4), 24.8),
-    "WsrNet-Robust": ((48.4, 27.2, 20.3, 15.5), 27.9),
-    "WsrNet-Plus": ((48.9, 23.1, 17.0, 13.7), 25.7),
+    "ResNet-50, Multi-Adv": ((37.0, 12.5, 6.3, 3.5), 14.8),
+    "WRN-34-10, TRADES-1": ((46.1, 18.1, 11.2, 7.9), 20.8),
+    "PVLL, PGD-7": ((47.4, 15.7, 7.3, 3.8), 18.6),
+    "NASNet, TRADES-1": ((49.1, 15.5, 4.4, 0.5), 17.4),
+    "DARTS, TRADES-1": ((46.9, 9.3, 1.23, 0.1), 14.4),
+    "RobNet-L, PGD-7": ((49.4, 3.1, 1.8, 0.7), 13.8),
+    "RACL, PGD-7": ((47.9, 22.4, 14.0, 9.4), 23.4),
+    "AdvRush, PGD-7": ((48.7, 22.3, 10.8, 4.9), 21.7),
+    "RobNet-S, TRADES-1": ((46.9, 11.6, 4.11, 1.27), 15.8),
+    "RACL, TRADES-1": ((46.9, 11.6, 2.8, 0.3), 15.4),
+    "AdvRush, TRADES-1": ((48.2, 11.8, 3.1, 0.3), 15.8),
+    "E2R-NAS, TRADES-1": ((40.5, 14.5, 10.2, 6.9), 18.0),
+    "NAS-OOD, TRADES-1": ((50.3, 20.6, 10.5, 3.8), 21.3),
+    "WsrNet-Naive-1, TRADES-1": ((45.8, 19.1, 13.3, 8.6), 21.7),
+    "WsrNet-Naive-3, TRADES-1": ((45.9, 20.3, 13.3, 8.7), 22.1),
+    "WsrNet-Naive-6, TRADES-1": ((46.3, 20.1, 15.6, 9.41), 22.9),
+    "WsrNet-Basic, PGD-7": ((48.9, 22.3, 15.7, 12.4), 24.8),
+    "WsrNet-Robust, PGD-7": ((48.4, 27.2, 20.3, 15.5), 27.9),
+    "WsrNet-Plus, PGD-7": ((48.9, 23.1, 17.0, 13.7), 25.7),
+    "WsrNet-Basic, TRADES-1": ((45.9, 20.0, 14.1, 9.4), 22.4),
+    "WsrNet-Plus, TRADES-1": ((47.5, 22.1, 16.0, 11.3), 24.2),
 }
+# The one row whose average is not that of its figures.
+MISPRINT = "RobNet-S, TRADES-1"
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +231,20 @@ def test_steps_can_differ_between_strengths(trained: Any) -> None:
     assert same.accuracy == both.accuracy
 
 
+def test_an_attack_can_start_from_given_pictures() -> None:
+    """Where the gradient is zero an attack stays at its start, moved into ball and box."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    nn.init.zeros_(model[1].weight)
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 4, 4), torch.arange(6) % 3
+    start = x + 0.3 * torch.randn_like(x)
+    made = attack("pgd3", eps=0.1)
+    adv = made.starting_from(start)(model, x, y)  # type: ignore[attr-defined]
+    expected = torch.minimum(torch.maximum(start, x - 0.1), x + 0.1).clamp(0, 1)
+    torch.testing.assert_close(adv, expected)
+    assert not torch.equal(made(model, x, y, seed=0), adv)  # the attack itself is as it was
+
+
 def test_relative_step(trained: Any) -> None:
     model, x, y = trained
     relative = {"name": "pgd", "steps": 5, "rel_step": 2.5, "random_start": False}
@@ -229,11 +258,11 @@ def test_relative_step(trained: Any) -> None:
 
 def test_area_average_and_mean() -> None:
     """Acceptance test 10 of the specification, and the definition of the area."""
-    for row, printed in TABLE.values():
+    for name, (row, printed) in TABLE.items():
         found = spectrum(dict(zip(MEAN_STRENGTHS, (v / 100 for v in row), strict=True)))
         mean = found.mean()
         assert mean is not None
-        assert abs(100 * mean - printed) <= 0.051
+        assert (abs(100 * mean - printed) <= 0.051) == (name != MISPRINT)
         assert found.average == pytest.approx(mean)
     # A straight line from 1 at 0 to 0 at 0.2 covers one half, wherever it is measured.
     for points in ((0.2,), (0.1, 0.2), (0, 0.05, 0.2)):
