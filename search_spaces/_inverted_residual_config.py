@@ -149,7 +149,14 @@ class InvertedResidualConfig:
 
     def inner(self, block: Block, inputs: int) -> int:
         """Inner width of a block whose input has `inputs` of its largest width."""
-        return block.expansion * (block.inputs if self.mid == "full" else inputs)
+        return block.expansion * (block.inputs if self.keeps_inner(block) else inputs)
+
+    def keeps_inner(self, block: Block) -> bool:
+        """Whether a block is inside as wide as ever, whatever its input.
+
+        Without a first convolution it cannot be.
+        """
+        return self.mid == "full" and block.expansion > 1
 
     def head_inner(self, inputs: int) -> int:
         """Inner width of the head, behind a last block with `inputs` channels."""

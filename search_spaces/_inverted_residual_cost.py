@@ -60,7 +60,7 @@ def network_cost(
         inputs = Width.of(block.inputs) if block.source is None else widths[block.source]
         output = widths[block.label].mean
         # Inner width, and inputs times inner width: an expectation of a square where both vary.
-        if config.mid == "full":
+        if config.keeps_inner(block):
             inner: Any = block.expansion * block.inputs
             square = inputs.mean * inner
         else:

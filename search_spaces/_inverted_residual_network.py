@@ -108,7 +108,7 @@ def masked(config: InvertedResidualConfig, draw: SharedDraw) -> InvertedResidual
         for block, layer in zip(blocks, stage, strict=True):
             assert isinstance(layer, InvertedResidual)
             layer.mask = WidthMask(draw, block.label, choices[block.label])
-            if block.source is not None and config.mid == "input":
+            if block.source is not None and not config.keeps_inner(block):
                 widths = choices[block.source]
                 layer.inner_mask = WidthMask(draw, block.source, widths, block.expansion)
     if network.head is not None and config.mid == "input":

@@ -1,19 +1,21 @@
 """Networks of inverted residuals whose widths are searched block by block: RNAS-CL's students.
 
-Nath, Wang, Yang, "RNAS-CL: Robust Neural Architecture Search by Cross-Layer Knowledge Distillation",
-arXiv 2301.08092 (UAI 2024: "Neural Architecture Search Finds Robust Models by Knowledge
-Distillation"). Template, widths, block and initialisation are those of the authors' code
-(https://github.com/SDL-ASU/RNAS-CL, commit f490b73), as are the masks on channels, after Wan et al.,
-"FBNetV2", CVPR 2020, arXiv 2004.05565. Kernel size (3), depth and expansion (6) are not searched.
+Nath, Wang, Yang, "RNAS-CL: Robust Neural Architecture Search by Cross-Layer Knowledge
+Distillation", arXiv 2301.08092 (UAI 2024: "Neural Architecture Search Finds Robust Models by
+Knowledge Distillation"). Template, widths, block and initialisation are those of the authors' code
+(https://github.com/SDL-ASU/RNAS-CL, commit f490b73), as are the masks on channels, after Wan et
+al., "FBNetV2", CVPR 2020, arXiv 2004.05565. Kernel size (3), depth and expansion (6) are not
+searched.
 
 Differences from the released code:
 
 * Its final network is the widest one times masks of 0 and 1; here it is sliced (and computes the
   same). Its parameter counts, as the paper's, are those of the sliced one.
 * The paper counts inner widths as six times the chosen input width, while the masked network
-  computes with six times the largest one. Here `mid` says which: the same for masks, networks, cost.
-* A shortcut stays where a chosen width differs from the one before: channels are cut off or count as
-  zero. That is what masks compute.
+  computes with six times the largest one. Here `mid` says which, the same for masks, networks and
+  cost.
+* A shortcut stays where a chosen width differs from the one before: channels are cut off or count
+  as zero. That is what masks compute.
 * The cost is that of the network; the released formula is ``relaxed(legacy_cost=True)``.
 
 Reading order: what describes the networks (`_inverted_residual_config`), their cost

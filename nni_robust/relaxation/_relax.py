@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from nni_robust.errors import UserError
 from nni_robust.relaxation._protocol import Relaxed
 
 __all__ = ["relax"]
 
 
 def relax(space: Any) -> Relaxed:
-    """The relaxed form of a space: its own ``relaxed()``.
+    """One network of all of a space's networks, differentiable in the weights of the choices.
+
+    Its own ``relaxed()`` where the space has one. Any other NNI space of categorical choices
+    (layers, inputs, repetitions, cells, widths and kernel sizes of convolutions) goes through NNI's
+    differentiable supermodules, and is changed in place.
+
+    Parameters
+    ----------
+    space
+        A fresh NNI model space, not on the meta device.
 
     Raises
     ------
     UserError
-        If the space cannot be relaxed.
+        If the space cannot be relaxed, with the reason.
     """
     if hasattr(space, "relaxed"):
         result: Relaxed = space.relaxed()
         return result
-    raise UserError(f"space {type(space).__name__} cannot be relaxed")
+    # NNI's supermodules take their time to import.
+    from nni_robust.relaxation._nni import RelaxedSpace
+
+    return RelaxedSpace(space)
