@@ -436,12 +436,16 @@ def _matched(
         )
     if not known:
         with torch.device("meta"):
-            names = {
-                name: tensor.shape
-                for name, tensor in WideResNet(teacher).state_dict().items()
-                if name not in ("mu", "sigma")
-            }
-        wrong = next((n for n in names if n not in state or state[n].shape != names[n]), None)
+            built = WideResNet(teacher)
+        names = {name: tensor.shape for name, tensor in built.state_dict().items()}
+        extra = next((name for name in state if name not in names), None)
+        if extra is not None:
+            raise UserError(
+                f"inherit: the teacher network ({type(network).__name__}) is not built as this "
+                f"space's teacher, which has no '{extra}'"
+            )
+        needed = (name for name in names if name not in built.constant_buffers)
+        wrong = next((n for n in needed if n not in state or state[n].shape != names[n]), None)
         if wrong is not None:
             found = f"has it as {tuple(state[wrong].shape)}" if wrong in state else "lacks it"
             raise UserError(

@@ -6,7 +6,7 @@ the logits and x' the attacked picture. That RC-NAS's figure of topologies print
 is likely, not known.
 
 Here the 1e-6 is left out, and so are pictures that the attack did not change: they say nothing
-about the network, and would count as 0.
+about the network, and count as 0 there (``legacy=True``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["lipschitz_value", "local_lipschitz"]
 
 
-def local_lipschitz(model: nn.Module, x: Tensor, x_adv: Tensor) -> float:
+def local_lipschitz(model: nn.Module, x: Tensor, x_adv: Tensor, *, legacy: bool = False) -> float:
     """Mean of ``|f(x) - f(x_adv)|_1 / |x - x_adv|_inf`` over the pictures that differ.
 
     Parameters
@@ -37,6 +37,8 @@ def local_lipschitz(model: nn.Module, x: Tensor, x_adv: Tensor) -> float:
         Network f from pictures to logits; asked in evaluation mode, and left exactly as it was.
     x, x_adv
         Pictures (N, C, H, W) in [0, 1], clean and attacked, on the network's device.
+    legacy
+        Compute the repository's formula, for comparisons with its figures.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def local_lipschitz(model: nn.Module, x: Tensor, x_adv: Tensor) -> float:
     UserError
         If the two have different shapes.
     """
-    total, count = _ratios(model, x, x_adv)
+    total, count = _ratios(model, x, x_adv, legacy)
     return total / count if count else 0.0
 
 
@@ -62,6 +64,7 @@ def lipschitz_value(
     limit: int | None = 256,
     batch_size: int = 128,
     seed: int = 0,
+    legacy: bool = False,
 ) -> float:
     """:func:`local_lipschitz` of a network under an attack; the network is left as it was.
 
@@ -81,6 +84,8 @@ def lipschitz_value(
         Pictures at a time.
     seed
         Of random starts.
+    legacy
+        See :func:`local_lipschitz`.
 
     Raises
     ------
@@ -92,19 +97,20 @@ def lipschitz_value(
     for batch in batches(model, data, batch_size, None, limit):
         places = torch.arange(len(batch.y), device=batch.y.device) + batch.first
         x_adv = made(model, batch.x, batch.y, seed=seed, index=places)
-        more, pictures = _ratios(model, batch.x, x_adv)
+        more, pictures = _ratios(model, batch.x, x_adv, legacy)
         total, count = total + more, count + pictures
     return total / count if count else 0.0
 
 
-def _ratios(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[float, int]:
-    """Sum of the ratios, and how many pictures differ."""
+def _ratios(model: nn.Module, x: Tensor, x_adv: Tensor, legacy: bool) -> tuple[float, int]:
+    """Sum of the ratios, and how many pictures count."""
     if x.shape != x_adv.shape or x.dim() < 2:
         raise UserError(
             f"local_lipschitz: x and x_adv have shapes {tuple(x.shape)} and {tuple(x_adv.shape)}; "
             "two batches of the same shape are needed"
         )
-    change = (x.double() - x_adv.double()).abs().flatten(1).amax(1)
+    difference = x.double() - x_adv.double() + (1e-6 if legacy else 0.0)
+    change = difference.abs().flatten(1).amax(1)
     rows = change > 0
     if not bool(rows.any()):
         return 0.0, 0

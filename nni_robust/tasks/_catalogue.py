@@ -47,9 +47,10 @@ def named_task(name: str) -> Task:
     sections = ("datasets", "teachers", "attacks")
     parts = name.split("/")
     if len(parts) != len(sections):
+        allowed = " / ".join(", ".join(known[section]) for section in sections)
         raise UserError(
             f"unknown task '{name}'{nearest(name, list_tasks())} (a task is called data "
-            "set/teacher/attack)"
+            f"set/teacher/attack, of: {allowed})"
         )
     for section, part in zip(sections, parts, strict=True):
         if part not in known[section]:

@@ -39,6 +39,18 @@ def test_pictures_without_a_change_do_not_count() -> None:
     assert local_lipschitz(model, x, x) == 0.0
 
 
+def test_the_repositorys_formula() -> None:
+    """Its 1e-6 is added to every pixel's difference, and every picture counts."""
+    model = linear()
+    x = torch.rand(3, 3, 2, 2, dtype=torch.float64) * 0.8
+    other = x.clone()
+    other[0] += 0.1
+    moved = (model(x) - model(other)).detach().abs().sum(1)
+    ratios = moved / (x - other + 1e-6).abs().flatten(1).max(1).values
+    assert local_lipschitz(model, x, other, legacy=True) == pytest.approx(float(ratios.mean()))
+    assert local_lipschitz(model, x, other) == pytest.approx(3 * float(ratios.mean()), rel=1e-4)
+
+
 def test_one_step_along_the_sign_reaches_the_norm_of_the_gradient() -> None:
     """Two logits w·x and -w·x: FGSM moves each by eps |w|_1, so the value is 2 |w|_1."""
 

@@ -328,7 +328,15 @@ def test_what_cannot_be_inherited_is_refused() -> None:
     smooth = trained(activation="SiLU", **settings)
     with pytest.raises(UserError, match=r"activation: \['ReLU', .* is no part of the teacher"):
         space.inherit(part, smooth)
-    with pytest.raises(UserError, match=r"\(Linear\) is not built .* 'stem_conv.weight' of shape"):
+    with pytest.raises(UserError, match=r"\(Linear\) is not built .* which has no 'weight'"):
         space.inherit(part, nn.Linear(3, 10))
+    normalized = trained(normalize="cifar10", **settings)
+    foreign = Foreign(normalized)
+    foreign.register_buffer("mu", normalized.mu)
+    with pytest.raises(UserError, match="which has no 'mu'"):
+        space.inherit(part, foreign)
+    wide = Foreign(trained(depths=[2, 1, 1], widths=[3, 2, 2], **SMALL))
+    with pytest.raises(UserError, match=r"'blocks.0.layer.0.conv1.weight' of shape \(8, 4, 3, 3\)"):
+        space.inherit(part, wide)
     with pytest.raises(Exception, match="3 not found"):
         space.inherit({**part, "stage1/depth": 3}, teacher)
