@@ -40,7 +40,7 @@ class EpochRecord:
     seconds: float
 
     def curve_point(self) -> dict[str, float]:
-        """What is known of it, as an NNI trial reports its curve: ``default`` is robust accuracy."""
+        """What is known of it, as NNI trials report curves: ``default`` is robust accuracy."""
         robust = self.train_robust if self.val_robust is None else self.val_robust
         point = {"default": robust, "loss": self.loss, "clean": self.val_clean}
         return {name: value for name, value in point.items() if value is not None}

@@ -25,7 +25,7 @@ def network() -> nn.Module:
 
 
 def test_one_step_of_one_and_a_quarter_from_a_random_start() -> None:
-    """On a linear network the step is almost the same wherever it starts, so the start can be told."""
+    """On a linear network the step is (almost) the same wherever it starts."""
     model, y = network(), torch.arange(16) % 4
     x = torch.full((16, 3, 8, 8), 0.5)
     found = build_loss(Recipe(loss="fast", attack=FAST), THREAT).perturb(model, x, y, seed=2)
