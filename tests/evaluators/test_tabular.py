@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,21 @@ def test_the_task_chooses_what_is_maximised(table: Path, tmp_path: Path) -> None
         TabularEvaluator(table=str(table), metric="test pgd10@0.1")
     with pytest.raises(UserError, match="no column 'cw'"):
         TabularEvaluator(table=str(table), metric="cw").look_up(sample)
+
+
+def test_the_training_service_is_answered_at_once(table: Path, tmp_path: Path) -> None:
+    """NNI's own engine with its manager; only what is missing in the table becomes a process."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    nni = {"engine": "ts", "trials": 8, "port": port}
+    # The last stage has one block in the table, and in these networks.
+    space = {**SMALL, "depths": [2, 2, 1]}
+    file = write_file(tmp_path, nni=nni, space=space)
+    run = run_experiment(file, out=str(tmp_path / "run"), html=False, report=lambda line: None)
+    records = read_records(run / "candidates.jsonl")
+    assert [r["status"] for r in records] == ["ok"] * 8
+    assert not list((run / "nni").rglob("trials/*"))
 
 
 def test_look_ups_can_be_trials_of_their_own(table: Path, tmp_path: Path) -> None:
