@@ -42,7 +42,8 @@ def make(**changes: Any) -> InvertedResidualSpace:
 
 def random_sample(space: InvertedResidualSpace, seed: int) -> dict[str, Any]:
     choices: Any = space
-    return draw(choices.simplify(), np.random.RandomState(seed))
+    sample: dict[str, Any] = draw(choices.simplify(), np.random.RandomState(seed))
+    return sample
 
 
 def lively(network: nn.Module) -> nn.Module:
@@ -189,7 +190,8 @@ def test_a_block_by_hand() -> None:
     assert isinstance(space, InvertedResidualSpace)
     sample = space.decode("2,4 6,3,5 4", **SMALL)
     network = lively(space.freeze(sample))
-    first, second = (network.get_submodule(f"stages.0.{i}") for i in (0, 1))
+    first: Any = network.get_submodule("stages.0.0")
+    second: Any = network.get_submodule("stages.0.1")
     x = torch.rand(2, 4, 5, 5)
     body = first.pwl(first.dw(first.pw(x)))
     torch.testing.assert_close(first(x), body + x[:, :2])  # 4 channels in, 2 out
