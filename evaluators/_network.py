@@ -12,6 +12,7 @@ from torch import nn
 from nni_robust.data import DataSplits
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.spaces import space_class
+from nni_robust.registry import constructor_arguments
 from nni_robust.supernet import build_supernet, inherit
 from nni_robust.task import Task
 from nni_robust.teacher import load_teacher, teacher_from_store
@@ -81,8 +82,9 @@ def the_teacher(task: Task, store: str | None, key: str | None, data: DataSplits
 
 
 def _arguments(model: Any, num_classes: int) -> dict[str, Any]:
-    """The space's arguments, made for that many classes where they are a setting of it."""
+    """The space's named arguments, made for that many classes where they are a setting of it."""
     given = dict(model.model.trace_kwargs)
-    if "num_classes" in given:
+    known = constructor_arguments(space_class(model)) or []
+    if "num_classes" in known[len(model.model.trace_args) :]:
         given["num_classes"] = num_classes
     return given

@@ -225,9 +225,9 @@ class AdversarialTraining(StoredEvaluator):
         """Build (or inherit), train, attack."""
         import torch
 
-        torch.manual_seed(self.seed)
         data = load_task(self.task, test=self.split == "test")
         teacher = self._load_teacher(data)
+        torch.manual_seed(self.seed)  # after the teacher, whose making draws numbers too
         if self.supernet is not None:
             network = from_supernet(model, self.store, self.supernet)
         elif self.inherit is not None:
