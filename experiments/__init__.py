@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._test_split import score_on_test as score_on_test
     from .runner import run_experiment as run_experiment
     from .schema import Experiment as Experiment
     from .schema import load_experiment as load_experiment
     from .schema import shipped as shipped
-    from ._test_split import score_on_test as score_on_test
     from .sweep import run_sweep as run_sweep
 
 _HOMES = {

@@ -21,15 +21,22 @@ from nni_robust.data import DataSplits
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import draw_distinct
-from nni_robust.store import Store, read_records, write_json
+from nni_robust.store import Store, content_key, read_records, write_json
 
 from .schema import Experiment
 
 __all__ = ["best_candidate", "count_networks", "finish", "save_best"]
 
 
-def best_candidate(run: Path) -> dict[str, Any]:
+def best_candidate(run: Path, winner: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The candidate with the best score; of equals the cheaper, then the earlier one.
+
+    Parameters
+    ----------
+    run
+        Run folder with ``candidates.jsonl``.
+    winner
+        Sample of the candidate that the strategy prefers, whatever its score.
 
     Raises
     ------
@@ -40,6 +47,7 @@ def best_candidate(run: Path) -> dict[str, Any]:
         r
         for r in read_records(run / "candidates.jsonl")
         if r["phase"] == "candidate" and r["status"] == "ok"
+        if winner is None or content_key(r["sample"]) == content_key(dict(winner))
     ]
     if not scored:
         raise UserError(f"zero candidates left: no candidate in '{run}' has a score")
@@ -49,9 +57,10 @@ def best_candidate(run: Path) -> dict[str, Any]:
     )
 
 
-def save_best(run: Path, experiment: Experiment, data: DataSplits) -> Architecture:
-    """Write ``best.yaml``: the winner of the search, without weights yet."""
-    best = best_candidate(run)
+def save_best(
+    run: Path, experiment: Experiment, data: DataSplits, best: Mapping[str, Any]
+) -> Architecture:
+    """Write ``best.yaml``: the winner of the search (its record), without weights yet."""
     architecture = _architecture(
         experiment,
         data,
@@ -74,6 +83,7 @@ def finish(
     data: DataSplits,
     space: Any,
     engine: Any,
+    best: Mapping[str, Any],
     learned: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """Train and test the winner and its rivals; write ``final.json`` and the winner's weights.
@@ -84,6 +94,8 @@ def finish(
         The experiment's executable model space (NNI's), which makes the models.
     engine
         The running engine.
+    best
+        The winner's record.
     learned
         Changes of the evaluator that the search came to besides the architecture, such as the
         tutors of a distillation; all final networks get them.
@@ -100,7 +112,6 @@ def finish(
     final = experiment.final
     if final is None or not hasattr(space.evaluator, "variant"):
         return None
-    best = best_candidate(run)
     eps = experiment.task.threat.eps
     common = {
         "split": "test",

@@ -19,7 +19,7 @@ from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.report import build_report
 from nni_robust.store import Store, write_yaml
 
-from ._final import count_networks, finish, save_best
+from ._final import best_candidate, count_networks, finish, save_best
 from ._findings import write_findings
 from ._preflight import build_parts
 from ._records import Recorder
@@ -118,13 +118,14 @@ def search(
             wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
             if hasattr(strategy, "export"):
                 strategy.export(run)
-            if candidates:  # some searches are made for what they measure on the way
-                save_best(run, settings, data)
-                write_findings(run, settings.seed, report)
+            best = _best(run, strategy, candidates)
+            write_findings(run, settings.seed, report)
+            if best is not None:
+                save_best(run, settings, data, best)
                 if settings.final is not None:
                     report("the search is done; training the final networks")
                 learned = strategy.final_settings() if hasattr(strategy, "final_settings") else {}
-                finish(run, settings, data, nni.executable_space, nni.engine, learned)
+                finish(run, settings, data, nni.executable_space, nni.engine, best, learned)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -135,6 +136,16 @@ def search(
             if html:
                 with contextlib.suppress(UserError):
                     build_report(run)
+
+
+def _best(run: Path, strategy: Any, candidates: int) -> dict[str, Any] | None:
+    """The winner's record; None where the search was made for something else than a winner."""
+    if not candidates:
+        return None
+    if not hasattr(strategy, "winner"):
+        return best_candidate(run)
+    winner = strategy.winner()
+    return None if winner is None else best_candidate(run, winner["sample"])
 
 
 def count_trials(settings: Experiment, strategy: Any) -> int:

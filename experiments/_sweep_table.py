@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_robust.errors import UserError
+from nni_robust.architecture import load_architecture
 from nni_robust.store import read_json, read_records, write_json, write_text
 
 from ._final import best_candidate
@@ -70,10 +70,10 @@ def _row(run: Path) -> dict[str, Any]:
         return row
     records = read_records(run / "candidates.jsonl")
     row["candidates"] = sum(r["phase"] == "candidate" and r["status"] == "ok" for r in records)
-    try:
-        best = best_candidate(run)["metrics"]
-    except UserError:  # a run of phases only
+    if not (run / "best.yaml").is_file():  # a run of phases only
         return row
+    winner = load_architecture(str(run / "best.yaml")).sample
+    best = best_candidate(run, winner)["metrics"]
     row["best"] = best["default"]
     row.update({f"best {key}": best[key] for key in ("clean", "params", "macs") if key in best})
     final = run / "final.json"

@@ -119,7 +119,6 @@ class ExperimentTuner(Tuner):
     def __init__(self, run: str) -> None:
         self.run = Path(run)
         self.engine: Any = None
-        self._opened = threading.Event()
         self._waiting: list[tuple[list[int], Callable[..., None]]] = []
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -153,13 +152,17 @@ class ExperimentTuner(Tuner):
                 report=_log.warning,
             )
         except UserError as e:
-            _log.error("%s", e)
-        except Exception:
+            self._give_up("%s", e)
+        except Exception as e:
             _log.exception("the search failed")
-        finally:
-            self._opened.set()
-            if self.engine is not None:
-                self.engine.close()
+            self._give_up("the search failed: %s", e)
+        self.engine.close()
+
+    def _give_up(self, message: str, reason: object) -> None:
+        """End the tuner's process: NNI then shows the experiment's status as ERROR."""
+        _log.error(message, reason)
+        logging.shutdown()
+        os._exit(1)
 
     def _open(
         self,
@@ -188,7 +191,6 @@ class ExperimentTuner(Tuner):
                 ):
                     send(parameter_id, parameters)
             self._waiting.clear()
-        self._opened.set()
 
     def generate_multiple_parameters(
         self, parameter_id_list: list[int], **kwargs: Any
