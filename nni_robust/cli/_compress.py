@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "first ones",
     )
     parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="give the cut network batch-norm statistics of its own, from training pictures of the "
+        "task (the teacher's leave it near chance)",
+    )
+    parser.add_argument(
         "-o",
         "--out",
         metavar="FILE",
@@ -138,8 +144,12 @@ def execute(args: argparse.Namespace) -> int:
     if weights is None and args.teacher is None and task is not None and task.teacher is not None:
         weights = task.teacher.weights
     untuned = weights is not None and out is not None
+    if args.recalibrate and not (untuned and args.task):
+        raise UserError(
+            "--recalibrate needs -o, a teacher with weights, and a --task whose data can be read"
+        )
     if out is not None:
-        student = _write(student, teacher, below, weights, args, out)
+        student = _write(student, teacher, below, weights, args, out, task)
     about = _about(teacher, student, below, budget, chosen.how)
     if args.json:
         written = {"file": args.out, "weights": str(student.weights) if untuned else None}
@@ -231,6 +241,7 @@ def _write(
     weights: str | Path | None,
     args: argparse.Namespace,
     out: Path,
+    task: Task | None,
 ) -> Architecture:
     """Save the architecture, with the teacher's weights cut to size where there are any."""
     if weights is not None:
@@ -239,9 +250,15 @@ def _write(
         network = teacher.build(pretrained=False)
         load_weights(network, weights)
         cut = below.space.inherit(student.sample, network, channels=args.inherit)
+        if args.recalibrate and task is not None:
+            from nni_robust.data import load_task
+            from nni_robust.training.batchnorm import recalibrate_bn
+
+            recalibrate_bn(cut, load_task(task), seed=args.seed)
         file = out.with_suffix(".safetensors")
         save_weights(cut, file, {"teacher": str(weights), "inherit": args.inherit})
-        note = f"{student.provenance['note']} Weights cut from the teacher's, untuned."
+        note = f"{student.provenance['note']} Weights cut from the teacher's, untuned"
+        note += "; batch-norm statistics recalibrated." if args.recalibrate else "."
         student = dataclasses.replace(
             student, weights=file, provenance={**student.provenance, "note": note}
         )

@@ -12,6 +12,7 @@ import yaml
 
 from nni_robust.architecture import Architecture, load_architecture
 from nni_robust.cli import main
+from nni_robust.data import load_dataset
 from nni_robust.policy import Policy, save_policy
 from nni_robust.search_spaces import WideResNet, WideResNetSpace
 from nni_robust.training import save_weights
@@ -118,6 +119,32 @@ def test_with_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path, given:
         main(["compress", str(teacher), "--budget", "200k", "-o", str(out), *map(str, extra)]) == 0
     )
     assert "untuned: train before you trust any accuracy" in capsys.readouterr().err
+
+
+def test_batch_norm_statistics_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With `--recalibrate` a batch of the task's pictures leaves the first norm's input normal."""
+    teacher = small_teacher(tmp_path, weights=True)
+    task = tmp_path / "task.yaml"
+    task.write_text("{dataset: digits, validation: 0.1}")
+    out = tmp_path / "part.yaml"
+    arguments = [teacher, "--task", task, "--budget", "200k", "-o", out]
+    compress(capsys, *arguments)
+    before = load_architecture(out).build().state_dict()
+    compress(capsys, *arguments, "--recalibrate")
+    after = load_architecture(out)
+    assert "untuned; batch-norm statistics recalibrated." in after.provenance["note"]
+    network = after.build().eval()
+    for name, tensor in network.state_dict().items():
+        same = torch.equal(tensor, before[name])
+        assert same != ("running" in name or "batches_tracked" in name), name
+    x = load_dataset("digits").train.batches(512)
+    seen = network.stem_conv(next(iter(x))[0])
+    norm = network.blocks[0].layer[0].bn1
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=0.1, atol=0.02)
+    assert main(["compress", str(teacher), "--budget", "200k", "--recalibrate"]) == 2
+    assert "--recalibrate needs -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks", [False, True])
