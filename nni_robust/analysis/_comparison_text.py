@@ -59,10 +59,15 @@ def sentences(
             f"Runs of {', '.join(cut)} evaluated more than {length} architectures and were cut "
             "there."
         )
+    found += [
+        f"{r.label} ended after {r.used:g} architectures on average and keeps what it had then."
+        for r in results
+        if r.used < length
+    ]
     extra = [r for r in results if r.elsewhere > 0]
     found += [
-        f"{r.label} also used {r.elsewhere:g} evaluations a run on other tasks, which the "
-        f"{length} do not contain."
+        f"{r.label} also used {r.elsewhere:g} evaluations a run for other tasks or as references; "
+        f"the {length} do not contain them."
         for r in extra
     ]
     best = max(results, key=lambda r: r.mean)

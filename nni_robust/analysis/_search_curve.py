@@ -33,7 +33,7 @@ class SearchCurve:
     repeated
         Evaluations of an architecture that had been evaluated before.
     elsewhere
-        Evaluations on other tasks.
+        Evaluations for other tasks, and of references.
     test
         Scores of the best architecture on the test split, as far as they are known: column to
         share.
@@ -49,8 +49,9 @@ class SearchCurve:
     best_sample: dict[str, Any] | None = None
 
     def best_so_far(self, length: int) -> Floats:
-        """(length,) best score after each evaluation; NaN before the first."""
+        """(length,) best score after each evaluation; NaN before the first, the last one after."""
         values = [-np.inf if score is None else score for score in self.scores[:length]]
+        values += [-np.inf] * (length - len(values))
         best = np.maximum.accumulate(np.array(values, dtype=np.float64))
         best[~np.isfinite(best)] = np.nan
         return best

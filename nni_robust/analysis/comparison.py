@@ -6,10 +6,10 @@ to reach the level that the reference strategy (random search) reaches on averag
 that never reach it are counted as such and are not left out of the median.
 
 Equal effort is enforced, not assumed: an evaluation is a *distinct* architecture (asking again
-gives the same answer and teaches nothing), runs of a strategy that evaluated fewer than the rest
-are compared at what they have, and all others are cut there. A candidate that failed has cost an
-evaluation. Evaluations on other tasks (meta-training) are no part of it; they are counted
-separately.
+gives the same answer and teaches nothing), and a candidate that failed has cost one. The reference
+sets the number: runs that evaluated more are cut there; a run that ended earlier, by its own
+choice, keeps the best that it had. Evaluations for other tasks (meta-training) are no part of it;
+they are counted separately.
 
 Differences are paired by seed where both strategies have the same seeds, with a bootstrap interval
 of the mean; otherwise means of independent runs are compared.
@@ -102,8 +102,10 @@ class StrategyResult:
     test
         Column of the test split to mean and standard deviation over runs of the best network's
         value.
+    used
+        Mean number of distinct architectures that a run evaluated, at most those compared.
     repeated, elsewhere
-        Mean evaluations of a run that were repetitions, or on other tasks.
+        Mean evaluations of a run that were repetitions, or for other tasks and references.
     curve_mean, curve_sd
         Best so far after each evaluation.
     """
@@ -116,6 +118,7 @@ class StrategyResult:
     missed: int
     difference: Difference | None
     test: dict[str, tuple[float, float]]
+    used: float
     repeated: float
     elsewhere: float
     curve_mean: tuple[float, ...]
@@ -133,7 +136,7 @@ class Comparison:
     score
         Metric that was maximised.
     evaluations
-        Distinct architectures per run that were compared.
+        Distinct architectures per run at which they are compared: those of the reference.
     optimum
         Best score that a search could have found, where a table tells; else None.
     results
@@ -168,7 +171,8 @@ class Comparison:
         columns = [
             "strategy", "runs", "evaluations", "best mean", "best sd", "difference",
             "difference low", "difference high", "verdict", "evaluations to reference",
-            "runs that never reach it", "repeated evaluations", "evaluations on other tasks",
+            "runs that never reach it", "used evaluations", "repeated evaluations",
+            "other evaluations",
         ]  # fmt: skip
         columns += [f"test {column} {what}" for column in tests for what in ("mean", "sd")]
         text = io.StringIO()
@@ -178,7 +182,13 @@ class Comparison:
             d = r.difference
             compared = [d.mean, d.low, d.high, d.verdict] if d else ["", "", "", "reference"]
             row = [r.label, r.runs, self.evaluations, r.mean, r.sd, *compared]
-            row += ["" if r.reached is None else r.reached, r.missed, r.repeated, r.elsewhere]
+            row += [
+                "" if r.reached is None else r.reached,
+                r.missed,
+                r.used,
+                r.repeated,
+                r.elsewhere,
+            ]
             row += [value for column in tests for value in r.test.get(column, ("", ""))]
             writer.writerow([round(v, 6) if isinstance(v, float) else v for v in row])
         return text.getvalue()
@@ -230,7 +240,7 @@ def compare_curves(
     for label, found in curves.items():
         if not found:
             raise UserError(f"strategy '{label}' has no finished run to compare")
-    length = min(len(curve.scores) for found in curves.values() for curve in found)
+    length = min(len(curve.scores) for curve in curves[against])
     reference = [float(c.best_so_far(length)[-1]) for c in curves[against]]
     level = statistics.fmean(reference)
     results = tuple(
@@ -273,6 +283,7 @@ def _result(
             for column in curves[0].test
             if column in columns
         },
+        used=statistics.fmean(min(len(curve.scores), length) for curve in curves),
         repeated=statistics.fmean(curve.repeated for curve in curves),
         elsewhere=statistics.fmean(curve.elsewhere for curve in curves),
         curve_mean=tuple(map(float, mean)),

@@ -66,6 +66,24 @@ def test_a_comparison_by_hand() -> None:
     assert any("Runs of random evaluated more than 2" in s for s in comparison.sentences)
 
 
+def test_a_search_that_ends_early_keeps_what_it_has() -> None:
+    """The reference sets the number of evaluations: others are cut or held there."""
+    comparison = compare_curves(
+        {
+            "early": [curve(0, 0.5), curve(1, 0.1, 0.3)],
+            "random": [curve(0, 0.1, 0.2, 0.3), curve(1, 0.3, 0.1, 0.1)],
+            "long": [curve(0, 0.1, 0.1, 0.1, 0.9), curve(1, 0.2, 0.1, 0.1, 0.9)],
+        },
+        "random",
+    )
+    assert comparison.evaluations == 3
+    assert comparison["early"].used == 1.5
+    assert list(comparison["early"].curve_mean) == pytest.approx([0.3, 0.4, 0.4])
+    assert comparison["long"].mean == pytest.approx(0.15)
+    assert any("early ended after 1.5 architectures" in s for s in comparison.sentences)
+    assert any("Runs of long evaluated more than 3" in s for s in comparison.sentences)
+
+
 def test_runs_that_never_arrive_are_in_the_median() -> None:
     runs = [curve(0, 0.5, 0.5), curve(1, 0.1, 0.1), curve(2, 0.1, 0.2)]
     comparison = compare_curves({"random": [curve(0, 0.4, 0.4)], "lucky": runs}, "random")
@@ -165,10 +183,10 @@ def test_tables_and_figure(tmp_path: Path) -> None:
     assert [row["strategy"] for row in rows] == ["random", "meta $x$"]
     assert float(rows[1]["difference"]) == pytest.approx(0.1)
     assert rows[1]["verdict"] == "better"
-    assert rows[1]["evaluations on other tasks"] == "60.0"
+    assert rows[1]["other evaluations"] == "60.0"
     found = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert found["results"][1]["difference"]["verdict"] == "better"
-    assert any("60 evaluations a run on other tasks" in s for s in comparison.sentences)
+    assert any("60 evaluations a run for other tasks" in s for s in comparison.sentences)
     comparison.figure().savefig(tmp_path / "comparison.svg")
     assert (tmp_path / "comparison.svg").stat().st_size > 5000
 
