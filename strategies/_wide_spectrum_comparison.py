@@ -176,7 +176,6 @@ class SignalComparison(StoredEvaluator):
                 pictures,
                 settings.objective,
                 batch_size=settings.measure.batch_size,
-                train_batch_size=self.recipe.batch_size,
             )
             for network in networks
         ]

@@ -212,7 +212,6 @@ class Searcher:
             self.pictures,
             self.objective,
             batch_size=how.batch_size,
-            train_batch_size=self.batch_size,
         )
         self.cost["measure_seconds"] += found.seconds
         self.cost["measure_cpu_seconds"] += found.cpu_seconds

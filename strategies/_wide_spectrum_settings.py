@@ -85,7 +85,7 @@ class EstimatorSignal:
         Strengths that are attacked; None is every second one, from the weakest on.
     recipe
         How it is trained.
-    batches
+    batches, batch_size
         Batches of training pictures that refill its noise memory before each measurement.
     epochs
         Times through that memory.
@@ -100,6 +100,7 @@ class EstimatorSignal:
     real: tuple[Ratio, ...] | None = None
     recipe: EstimatorRecipe = dataclasses.field(default_factory=EstimatorRecipe)
     batches: int = 10
+    batch_size: int = 64
     epochs: int = 1
     gate_every: int = 10
     gate_pictures: int = 64
@@ -107,7 +108,8 @@ class EstimatorSignal:
     __pydantic_config__ = strict
 
     def __post_init__(self) -> None:
-        _at_least("measure.estimator", self, batches=1, epochs=1, gate_every=1, gate_pictures=1)
+        lows = dict.fromkeys(("batches", "batch_size", "epochs", "gate_every", "gate_pictures"), 1)
+        _at_least("measure.estimator", self, **lows)
         if self.name not in list_estimators():
             raise UserError(
                 f"measure.estimator.name: {self.name!r} is not allowed"

@@ -81,7 +81,7 @@ class Signal:
         self.settings, self.threat, self.data, self.seed = settings, threat, data, seed
         self.strengths = settings.objective.strengths
 
-    def prepare(self, network: nn.Module, batch_size: int) -> None:
+    def prepare(self, network: nn.Module) -> None:
         """What has to be done before a network is measured: nothing here."""
 
     def losses(self, network: nn.Module, x: Tensor, y: Tensor, first: int) -> Tensor:
@@ -175,7 +175,7 @@ class EstimatedSignal(Signal):
         self.measured, self.fell_back = 0, how.name != "scale"
         self.gates: list[dict[str, Any]] = []
 
-    def prepare(self, network: nn.Module, batch_size: int) -> None:
+    def prepare(self, network: nn.Module) -> None:
         """Refill the noise memory on training pictures, train the estimator, test it at times."""
         if not self.wanted:
             return
@@ -184,7 +184,7 @@ class EstimatedSignal(Signal):
         self.trainer.estimator.to(device)
         self.baseline.to(device)
         stream = self.data.train.batches(
-            batch_size,
+            how.batch_size,
             shuffle=True,
             seed=derive_seed(self.seed, "noise-pictures"),
             epoch=self.measured,
@@ -270,7 +270,6 @@ def measure_losses(
     objective: SpectrumObjective,
     *,
     batch_size: int,
-    train_batch_size: int,
 ) -> Measured:
     """Losses of a network on some pictures.
 
@@ -286,13 +285,11 @@ def measure_losses(
         How losses are averaged over pictures.
     batch_size
         Pictures at a time.
-    train_batch_size
-        Batches of the training pictures that a signal may need.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     means, sizes = [], []
     with count_passes(network) as passes:
-        signal.prepare(network, train_batch_size)
+        signal.prepare(network)
         for first, x, y in _numbered(pictures, batch_size):
             means.append(signal.losses(network, x, y, first).mean(0).cpu())
             sizes.append(len(x))

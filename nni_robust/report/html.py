@@ -28,6 +28,7 @@ from nni_robust.report._run import (
 )
 from nni_robust.report._study import read_findings, study_figures
 from nni_robust.report._tutors import read_tutors, tutor_figures
+from nni_robust.report._wide_spectrum import read_wide_spectrum, wide_spectrum_figures
 from nni_robust.report.tables import code_text, network_title, ranked, to_csv
 from nni_robust.store import write_text
 from nni_robust.threat import eps_label
@@ -113,10 +114,12 @@ def _context(run: Run) -> dict[str, Any]:
             **study_figures(run.folder),
             **compression_figures(run.folder),
             **tutor_figures(run.folder),
+            **wide_spectrum_figures(run.folder),
         },
         "compression": read_compression(run.folder),
         "findings": read_findings(run.folder),
         "tutors": read_tutors(run.folder),
+        "wide": read_wide_spectrum(run.folder),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
         if run.config
         else "",
