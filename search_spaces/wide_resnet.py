@@ -19,8 +19,8 @@ defaults build networks of eight times the cost; norms without effect are not co
 
 Reading order: what describes a network (`_wide_resnet_config`), its cost (`_wide_resnet_cost`), its
 blocks (`_wide_resnet_layers`), the network and the space (here), samples and codes
-(`_wide_resnet_sample`), weights taken over from a teacher (`_wide_resnet_inherit`), the authors'
-files (`_wide_resnet_upstream`).
+(`_wide_resnet_sample`), weights taken over from a teacher (`_wide_resnet_match`,
+`_wide_resnet_inherit`), the authors' files (`_wide_resnet_upstream`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from ._wide_resnet_config import BLOCKS, Stage, WideResNetConfig
 from ._wide_resnet_cost import network_cost
 from ._wide_resnet_inherit import inherited_state
 from ._wide_resnet_layers import StageBlocks, make_norm
+from ._wide_resnet_match import match_teacher
 from ._wide_resnet_sample import allowed_values, decided, decode, encode, searched_stages
 from ._wide_resnet_upstream import from_upstream_yaml
 
@@ -312,7 +313,7 @@ class WideResNetSpace(ModelSpace, _Backbone):
         """
         wanted = self.network_config(sample)
         state = teacher_network.state_dict()
-        teacher, wanted = _matched(teacher_network, state, self.config, wanted)
+        teacher, wanted = match_teacher(teacher_network, state, self.config, wanted, WideResNet)
         taken = inherited_state(state, teacher, wanted, channels=channels, blocks=blocks)
         network = WideResNet(wanted).train(self.training)
         network.load_state_dict({**network.state_dict(), **taken})
@@ -405,58 +406,6 @@ class WideResNetSpace(ModelSpace, _Backbone):
         """Drawings of the three stages; equal blocks are drawn once."""
         config = decided(self.config, sample)
         return [_graph(config, index, stage) for index, stage in enumerate(config.stages(), 1)]
-
-
-def _matched(
-    network: nn.Module, state: Mapping[str, Tensor], own: WideResNetConfig, wanted: WideResNetConfig
-) -> tuple[WideResNetConfig, WideResNetConfig]:
-    """What the teacher network is, and what the wanted part of it is, with the same outputs.
-
-    Raises
-    ------
-    UserError
-        If the wanted network is no part of it.
-    """
-    head = state.get("fc.bias")
-    classes = own.num_classes if head is None else len(head)
-    known = isinstance(network, _Backbone)
-    teacher = network.config if isinstance(network, _Backbone) else own
-    teacher = dataclasses.replace(teacher, num_classes=classes)
-    wanted = dataclasses.replace(wanted, num_classes=classes)
-    for field in dataclasses.fields(teacher):
-        theirs, ours = getattr(teacher, field.name), getattr(wanted, field.name)
-        smaller = field.name in ("depths", "widths") and all(
-            less <= more for less, more in zip(ours, theirs, strict=True)
-        )
-        if field.name == "blocks" or smaller or theirs == ours:
-            continue
-        raise UserError(
-            f"inherit: {field.name}: {_shown(ours)} is no part of the teacher network, which has "
-            f"{_shown(theirs)}"
-        )
-    if not known:
-        with torch.device("meta"):
-            built = WideResNet(teacher)
-        names = {name: tensor.shape for name, tensor in built.state_dict().items()}
-        extra = next((name for name in state if name not in names), None)
-        if extra is not None:
-            raise UserError(
-                f"inherit: the teacher network ({type(network).__name__}) is not built as this "
-                f"space's teacher, which has no '{extra}'"
-            )
-        needed = (name for name in names if name not in built.constant_buffers)
-        wrong = next((n for n in needed if n not in state or state[n].shape != names[n]), None)
-        if wrong is not None:
-            found = f"has it as {tuple(state[wrong].shape)}" if wrong in state else "lacks it"
-            raise UserError(
-                f"inherit: the teacher network ({type(network).__name__}) is not built as this "
-                f"space's teacher: '{wrong}' of shape {tuple(names[wrong])} is needed, it {found}"
-            )
-    return teacher, wanted
-
-
-def _shown(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _graph(config: WideResNetConfig, index: int, stage: Stage) -> CellGraph:
