@@ -62,6 +62,7 @@ class TabularEvaluator(StoredEvaluator):
     """
 
     recipe = None  # nothing is trained
+    builds_networks = False  # so the runner makes no weights for the space
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -72,11 +73,14 @@ def preflight(experiment: Experiment) -> DataSplits:
 
 def build_parts(experiment: Experiment, data: DataSplits, store: str) -> tuple[Any, Any, Any]:
     """The space, the evaluator and the strategy of an experiment."""
-    return (
-        _build(registry.search_spaces, experiment, "space", {"num_classes": data.num_classes}),
-        build_evaluator(experiment, store),
-        build_strategy(experiment),
-    )
+    evaluator = build_evaluator(experiment, store)
+    # A large teacher's weights take seconds and gigabytes, and a look-up needs none of them.
+    builds = getattr(evaluator, "builds_networks", True)
+    with contextlib.nullcontext() if builds else torch.device("meta"):
+        space = _build(
+            registry.search_spaces, experiment, "space", {"num_classes": data.num_classes}
+        )
+    return space, evaluator, build_strategy(experiment)
 
 
 def build_evaluator(experiment: Experiment, store: str | None) -> Any:
