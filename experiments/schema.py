@@ -214,8 +214,9 @@ def load_experiment(experiment: str, overrides: Sequence[str] = ()) -> Experimen
     settings = _check(raw, path.stem)
     # Trials start in another directory: relative folders must mean the same there.
     task = absolute_task(settings.task)
-    folder = task.root or task.dataset.partition(":")[2]
-    return dataclasses.replace(settings, task=task) if Path(folder).exists() else settings
+    if not Path(task.root or task.dataset.partition(":")[2]).exists():
+        task = dataclasses.replace(task, root=settings.task.root, dataset=settings.task.dataset)
+    return dataclasses.replace(settings, task=task)
 
 
 def _unshared(value: Any) -> Any:
@@ -234,7 +235,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for part in path:
         if place.get(part) is None:
             place[part] = {}
-        elif isinstance(place[part], str) and part in _PARTS:  # written as its name alone
+        elif isinstance(place[part], str) and part in (*_PARTS, "task"):  # its name alone
             place[part] = {"name": place[part]}
         place = place[part]
         if not isinstance(place, dict):
@@ -258,12 +259,23 @@ def _check(raw: Mapping[str, Any], stem: str) -> Experiment:
     final = raw.get("final", {})
     return Experiment(
         name=str(raw.get("name", stem)),
-        task=parse(Task, raw.get("task"), "task"),
+        task=_task(raw.get("task")),
         **{section: _part(section, raw.get(section)) for section in _PARTS},
         final=None if final is None else parse(Final, final, "final"),
         nni=parse(NniSettings, raw.get("nni"), "nni"),
         seed=seed,
     )
+
+
+def _task(value: Any) -> Task:
+    """A mapping of settings; the name of a task or task file; or a name with changes."""
+    if not isinstance(value, str) and not (isinstance(value, Mapping) and "name" in value):
+        return parse(Task, value, "task")
+    from nni_robust.tasks import load_task_file
+
+    name, changes = (value, {}) if isinstance(value, str) else (value["name"], dict(value))
+    changes.pop("name", None)
+    return parse(Task, {**as_mapping(load_task_file(str(name))), **changes}, "task")
 
 
 #: Arguments that the runner gives; a file must not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,26 @@ def test_relative_data_folder_means_the_same_elsewhere(
     monkeypatch.chdir(tmp_path)
     task = load_experiment(write(tmp_path, task={"root": "pictures"})).task
     assert task.root == str(tmp_path / "pictures")
+
+
+def test_a_task_may_be_named_and_changed(tmp_path: Path) -> None:
+    path = tmp_path / "named.yml"
+    path.write_text("task: cifar10/wrn-28-10/pgd20\n")
+    named = load_experiment(str(path)).task
+    assert named.dataset == "cifar10"
+    assert named.attack == "pgd20"
+    assert named.teacher is not None
+    assert named.budget is not None
+    changed = load_experiment(str(path), ["task.train_limit=100"]).task
+    assert changed == dataclasses.replace(named, train_limit=100)
+
+
+def test_a_teachers_paths_mean_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "taught.yml"
+    path.write_text("task: {teacher: {architecture: wrn-28-10, weights: my/teacher.safetensors}}")
+    teacher = load_experiment(str(path)).task.teacher
+    assert teacher is not None
+    assert teacher.weights == str(tmp_path / "my" / "teacher.safetensors")
