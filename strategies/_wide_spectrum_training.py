@@ -99,6 +99,9 @@ class WideSpectrumTraining(StoredEvaluator):
         mutables = space.simplify()
         device = "cpu" if self.recipe.accelerator == "cpu" else default_device()
         supernet = build_supernet(space).to(device)
+        if self.recipe.channels_last:
+            # As in training, also where a resumed trial finds it done: sums round differently.
+            supernet.to(memory_format=torch.channels_last)
         # A supernet cannot be asked before it has a path.
         set_path(supernet, draw(mutables, np.random.RandomState(self.seed)))
         data = on_device(load_task(self.task), device)
