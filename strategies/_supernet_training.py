@@ -15,7 +15,7 @@ from nni_robust.data import load_task
 from nni_robust.sampling import draw
 from nni_robust.supernet import PathSampler, build_supernet, set_path
 from nni_robust.task import Task
-from nni_robust.training import EpochRecord, Recipe, train
+from nni_robust.training import Recipe, train
 from nni_robust.training.weights import save_weights
 from nni_robust.trial import StoredEvaluator, default_device, report_epoch
 
@@ -84,21 +84,17 @@ class SupernetTraining(StoredEvaluator):
             folder=folder / "checkpoints",
             seed=self.seed,
             hook=PathSampler(mutables, self.uniform),
-            on_epoch=_report,
+            on_epoch=lambda record: report_epoch(record.curve_point()),
             validate=False,  # one path's accuracy says little; candidates are measured one by one
         )
         save_weights(result.model, folder / "weights.safetensors", {"phase": self.phase})
-        history = [dataclasses.asdict(record) for record in result.history]
-        last = history[-1]
+        last = result.history[-1]
         return {
             "metrics": {
-                "default": last["train_robust"],
-                "loss": last["loss"],
+                # CutMix can mix every label of an epoch, and then nothing is counted.
+                "default": last.train_robust or 0.0,
+                "loss": last.loss,
                 "seconds": round(result.seconds, 3),
             },
-            "history": history,
+            "history": [dataclasses.asdict(record) for record in result.history],
         }
-
-
-def _report(record: EpochRecord) -> None:
-    report_epoch({"default": record.train_robust, "loss": record.loss})

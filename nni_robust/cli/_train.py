@@ -57,6 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "training settings (default: PGD-10, Madry)",
     )
     parser.add_argument(
+        "--teacher",
+        metavar="ARCH",
+        help="a trained network to learn from: an architecture file with weights, or "
+        "robustbench:NAME; for the losses rslad and ard, and for distillation",
+    )
+    parser.add_argument(
+        "--teacher-weights", metavar="FILE", help="its weights, where ARCH has none"
+    )
+    parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
@@ -95,6 +104,7 @@ def execute(args: argparse.Namespace) -> int:
     # A folder without test pictures is told now, not after the training.
     data = load_dataset(args.dataset, root=args.root, test=args.evaluate)
     network = build_network(architecture, data, seed=args.seed, pretrained=False)
+    teacher = _teacher(args, data)
     folder = _folder(args)
     line = say if args.json else print
     with progress("training", recipe.epochs) as advance:
@@ -105,7 +115,14 @@ def execute(args: argparse.Namespace) -> int:
 
         try:
             result = train(
-                network, data, recipe, threat, folder=folder, seed=args.seed, on_epoch=on_epoch
+                network,
+                data,
+                recipe,
+                threat,
+                folder=folder,
+                seed=args.seed,
+                on_epoch=on_epoch,
+                teacher=teacher,
             )
         except TrainingDiverged as e:
             say(f"error: {e}")
@@ -127,6 +144,18 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json(outcome)
     return 0
+
+
+def _teacher(args: argparse.Namespace, data: DataSplits) -> Any:
+    """The trained network to learn from; None without one."""
+    from nni_robust.teacher import Teacher, load_teacher
+
+    if args.teacher is None:
+        if args.teacher_weights is not None:
+            raise UserError("--teacher-weights is not allowed without --teacher")
+        return None
+    teacher = Teacher(args.teacher, weights=args.teacher_weights)
+    return load_teacher(teacher, data.num_classes, data.input_shape)
 
 
 def _is_first_process() -> bool:

@@ -179,3 +179,18 @@ def test_a_recipe_by_its_name(files: Path, capsys: pytest.CaptureFixture[str]) -
     training = json.loads((files / "run/result.json").read_text())["training"]
     assert training["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
     assert (training["recipe"]["weight_decay"], training["recipe"]["epochs"]) == (1e-4, 1)
+
+
+def test_a_teacher_may_teach(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--set", "epochs=1"]) == 0
+    student = ["train", "tiny.yaml", "--recipe", "recipe.yaml", "--set", "loss=rslad"]
+    capsys.readouterr()
+    assert main([*student, "--out", "alone"]) == 2
+    assert "teacher" in capsys.readouterr().err
+    assert main([*student, "--out", "taught", "--teacher", "tiny.yaml"]) == 2
+    assert "has no weights" in capsys.readouterr().err
+    assert main([*student, "--out", "taught", "--teacher", "run/architecture.yaml"]) == 0
+    assert main([*TRAIN[:-4], "--out", "x", "--teacher-weights", "w.safetensors"]) == 2
+    assert "--teacher-weights is not allowed without --teacher" in capsys.readouterr().err
+    taught = json.loads((files / "taught/result.json").read_text())["training"]
+    assert taught["recipe"]["loss"] == "rslad"
