@@ -88,7 +88,7 @@ class TunerEngine(ReplayMixin, _Submits):
     def _running_jobs(self) -> dict[str, str]:
         """Trial ids of unfinished trials, by the name of their job."""
         return {
-            job: trial["id"]
+            job: trial["trialJobId"]
             for trial in self._ask("trial-jobs")
             if trial["status"] in _UNFINISHED
             for text in trial.get("hyperParameters", [])
@@ -126,10 +126,10 @@ class TunerEngine(ReplayMixin, _Submits):
         if not self._adopted:
             return
         for trial in self._ask("trial-jobs"):
-            model = self._adopted.get(trial["id"])
+            model = self._adopted.get(trial["trialJobId"])
             if model is None or trial["status"] in _UNFINISHED:
                 continue
-            del self._adopted[trial["id"]]
+            del self._adopted[trial["trialJobId"]]
             metrics = [
                 nni.load(entry["data"])
                 for entry in trial.get("finalMetricData") or []
