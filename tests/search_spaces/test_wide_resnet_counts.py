@@ -38,6 +38,11 @@ class Net(NamedTuple):
 Row = tuple[int, int, int, int, int]
 
 COUNTS: dict[Net, list[Row]] = {
+    # Counted by hand: the published tables do not have these.
+    Net("2x1b 2x1b 2x1b", 13): [(10, 32, 1, 175_066, 26_657_408)],  # WRN-16-1
+    Net("2x2b 2x2b 2x2b", 13): [(10, 32, 1, 691_674, 101_106_944)],  # WRN-16-2
+    Net("4x2b 4x2b 4x2b", 25): [(10, 32, 1, 1_467_610, 214_353_152)],  # WRN-28-2
+    Net("5x10b 5x10b 5x10b", 31): [(10, 32, 1, 46_160_474, 6_658_906_368)],  # WRN-34-10
     Net("14x5r 14x7r 7x3r", 351): [  # RobustResNet-A1
         (10, 32, 1, 19_222_738, 5_080_232_192),
         (100, 32, 1, 19_291_948, 5_080_301_312),
@@ -199,7 +204,11 @@ COUNTS: dict[Net, list[Row]] = {
 }
 
 ZOO = {
+    "wrn-16-1": ("2x1b 2x1b 2x1b", 10),
+    "wrn-16-2": ("2x2b 2x2b 2x2b", 10),
+    "wrn-28-2": ("4x2b 4x2b 4x2b", 10),
     "wrn-28-10": ("4x10b 4x10b 4x10b", 10),
+    "wrn-34-10": ("5x10b 5x10b 5x10b", 10),
     "wrn-34-12": ("5x12b 5x12b 5x12b", 10),
     "wrn-46-14": ("7x14b 7x14b 7x14b", 10),
     "wrn-70-16": ("11x16b 11x16b 11x16b", 10),
