@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from nni.nas.space import model_context
 from torch import nn
 
@@ -51,7 +52,8 @@ def from_teacher(
     UserError
         If the space cannot do that, or knows no such option.
     """
-    space = space_class(model)(*model.model.trace_args, **_arguments(model, num_classes))
+    with torch.device("meta"):  # the space is only asked; its own weights are never used
+        space = space_class(model)(*model.model.trace_args, **_arguments(model, num_classes))
     if not hasattr(space, "inherit"):
         raise UserError(
             f"evaluator.inherit: 'teacher' is not allowed with space {type(space).__name__}, which "
