@@ -115,8 +115,10 @@ class Searcher:
             seed=derive_seed(seed, "alpha"),
             allowed=lambda s: all(m.check_contains(s) is None for m in mutables.values()),
         )
+        rows, width = encoding.mask.shape
         self.fit = PredictorFit(
-            *encoding.mask.shape,
+            rows,
+            width,
             1 + len(self.objective.strengths),
             settings.predictor,
             derive_seed(seed, "predictor"),

@@ -68,7 +68,7 @@ class PredictorFit:
         numbers = generator(self.seed, "fit", number)
         for _ in range(passes):
             order = torch.randperm(len(losses), generator=numbers)
-            for rows in order.split(self.settings.batch_size):
+            for rows in torch.split(order, self.settings.batch_size):
                 noise = torch.randn(weights[rows].shape, generator=numbers)
                 noisy = weights[rows] + self.settings.input_noise * noise
                 self.optimizer.zero_grad(set_to_none=True)

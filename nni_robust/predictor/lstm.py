@@ -134,7 +134,8 @@ class LossPredictor(nn.Module):
 
     def error(self, weights: Tensor, losses: Tensor) -> Tensor:
         """What fitting minimises: mean squared errors of the heads, summed over them."""
-        return ((self(weights) - losses) / self.scale).square().mean(0).sum()
+        wrong: Tensor = (self(weights) - losses) / self.scale
+        return wrong.square().mean(0).sum()
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
