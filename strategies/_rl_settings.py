@@ -49,15 +49,15 @@ class Learning:
         On a value out of range.
     """
 
-    algorithm: Literal["ppo", "vpg", "a2c"] = "ppo"
-    lr: float = 0.003
-    entropy: tuple[float, float] = (0.01, 0.001)
+    algorithm: Literal["vpg", "ppo", "a2c"] = "vpg"
+    lr: float = 0.006
+    entropy: tuple[float, float] = (0.03, 0.03)
     baseline_decay: float = 0.9
     grad_clip: float = 1.0
-    epochs: int = 8
+    epochs: int = 4
     clip: float = 0.2
     imitation: float = 0.5
-    elites: int = 10
+    elites: int = 5
 
     __pydantic_config__ = strict
 

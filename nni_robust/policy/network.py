@@ -48,7 +48,7 @@ class PolicyNetwork(nn.Module):
         inputs: int,
         *,
         hidden: int = 64,
-        keep_bias: float = 2.0,
+        keep_bias: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()

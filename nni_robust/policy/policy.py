@@ -64,7 +64,7 @@ class Policy:
         choices: Sequence[Choice],
         *,
         hidden: int = 64,
-        keep_bias: float = 2.0,
+        keep_bias: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.choices = list(choices)

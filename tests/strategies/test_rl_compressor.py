@@ -1,0 +1,163 @@
+"""RLCompressor on tables: it learns, repeats itself exactly, keeps budgets, resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.space import SimplifiedModelSpace
+
+from nni_robust.errors import UserError
+from nni_robust.evaluators import TabularEvaluator
+from nni_robust.policy import load_policy
+from nni_robust.search_spaces import WideResNetSpace
+from nni_robust.strategies import RLCompressor
+from nni_robust.tables import SyntheticTable
+from nni_robust.task import Task
+
+GRID: dict[str, Any] = {
+    "depths": (11, 11, 11),
+    "widths": (16, 16, 16),
+    "depth_values": [4, 5, 7, 9, 11],
+    "width_values": [8, 10, 12, 14, 16],
+}
+TASK: dict[str, Any] = {"dataset": "blank", "attack": "pgd20"}
+
+
+def search(strategy: Any, task: dict[str, Any] | None = None, budget: int | None = None,
+           **table: Any) -> Any:  # fmt: skip
+    """The models that were evaluated, in order."""
+    evaluator = TabularEvaluator(task=task or TASK, **table)
+    engine = SequentialExecutionEngine(max_model_count=budget)
+    strategy(SimplifiedModelSpace.from_model(WideResNetSpace(10, **GRID), evaluator), engine)
+    return list(engine.list_models())
+
+
+def samples(strategy: RLCompressor) -> list[Any]:
+    return [step["sample"] for step in strategy.steps]
+
+
+@pytest.mark.parametrize("algorithm", ["vpg", "ppo", "a2c"])
+def test_mean_reward_rises(algorithm: str) -> None:
+    """Within 100 updates on the table made from a formula, without imitation."""
+    strategy = RLCompressor(algorithm=algorithm, updates=60, imitation=0, epochs=2, seed=1)
+    search(strategy)
+    last = max(step["update"] for step in strategy.steps)
+    rewards = [[s["reward"] for s in strategy.steps if s["update"] == u] for u in range(last + 1)]
+    first, end = np.concatenate(rewards[:8]), np.concatenate(rewards[-8:])
+    error = (first.var() / len(first) + end.var() / len(end)) ** 0.5
+    assert end.mean() > first.mean() + 3 * error
+
+
+def test_beats_random_search_at_equal_evaluations() -> None:
+    table = SyntheticTable()
+    task = Task(**TASK)
+    column = table.deciding(task)
+    chance, learned = [], []
+    for seed in range(3):
+        strategy = RLCompressor(updates=40, seed=seed)
+        models = search(strategy)
+        scores = [model.metrics.final for model in models]
+        assert len({tuple(sorted(m.sample.items())) for m in models}) == len(models) <= 200
+        learned.append(max(scores))
+        rng = np.random.default_rng(seed)
+        chance.append(
+            max(
+                table.row(
+                    {f"stage{i}/{k}": int(rng.choice(GRID[f"{k}_values"]))
+                     for i in (1, 2, 3) for k in ("depth", "width")}, task)[column]
+                for _ in range(200)
+            )
+        )  # fmt: skip
+    assert np.mean(learned) > np.mean(chance) + 0.001
+
+
+def test_deterministic_and_resumed(tmp_path: Path) -> None:
+    whole = RLCompressor(updates=4, rollouts=3, seed=5)
+    search(whole)
+    again = RLCompressor(updates=4, rollouts=3, seed=5)
+    search(again)
+    assert again.steps == whole.steps
+    stopped = RLCompressor(updates=4, rollouts=3, seed=5)
+    search(stopped, budget=7)
+    assert samples(stopped) == samples(whole)[: len(stopped.steps)]
+    assert 0 < len(stopped.steps) < len(whole.steps)
+    resumed = RLCompressor(updates=4, rollouts=3, seed=5)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    models = search(resumed)
+    assert resumed.steps == whole.steps
+    assert len(models) == len(whole._known) - 7
+    other = RLCompressor(updates=1, rollouts=3, seed=6)
+    search(other)
+    assert samples(other) != samples(whole)[:3]
+
+
+def test_budget_reward_and_policy_file(tmp_path: Path) -> None:
+    strategy = RLCompressor(updates=3, rollouts=4, budget="12G", horizon=2, minimum={"depth": 5})
+    models = search(strategy)
+    assert [model.evaluator.phase for model in models][:2] == ["reference", "candidate"]
+    reference = models[0].metrics.final
+    cost = SyntheticTable().row(models[0].sample, Task(**TASK))
+    for step in strategy.steps:
+        assert step["cost"] <= 1.1 * 12e9
+        assert min(v for k, v in step["sample"].items() if k.endswith("depth")) >= 5
+        saved = 1 - step["cost"] / cost["macs"]
+        gain = 0.8 * (step["robust"] - reference) + 0.2 * (step["clean"] - cost["clean"])
+        assert step["reward"] == pytest.approx(10 * gain + 0.3 * saved * (2 - saved))
+        product = (0.8 * step["robust"] + 0.2 * step["clean"]) / (
+            0.8 * reference + 0.2 * cost["clean"]
+        )
+        assert step["reward_n2n"] == pytest.approx(product * saved * (2 - saved))
+    strategy.export(tmp_path)
+    assert len((tmp_path / "rl_steps.jsonl").read_text().splitlines()) == len(strategy.steps)
+    load_policy(tmp_path)
+    tuned = RLCompressor(policy=str(tmp_path))
+    assert (tuned.updates, tuned.candidates) == (5, 25)
+    search(tuned, budget=10)
+
+
+@pytest.mark.parametrize("meta", ["multitask", "reptile"])
+def test_meta_training_on_drawn_tasks(meta: str, tmp_path: Path) -> None:
+    buffers = {"attack": ["clean", "fgsm", "pgd20"], "network": [{"budget": {"macs": "15G"}},
+                                                                 {"budget": {"macs": "25G"}}]}  # fmt: skip
+    strategy = RLCompressor(
+        tasks=buffers, holdout=[{"budget": {"macs": "15G"}}], meta=meta, meta_updates=2,
+        tasks_per_update=2, rollouts=2, updates=1, budget="15G",
+    )  # fmt: skip
+    models = search(strategy)
+    assert len(strategy.meta_targets) == 5
+    assert strategy.target not in strategy.meta_targets
+    assert {m.evaluator.phase for m in models} == {"reference", "meta", "candidate"}
+    assert {s["stage"] for s in strategy.steps} == {"meta", "search"}
+    limits = {t.key: t.task.budget.macs for t in [*strategy.meta_targets, strategy.target]}
+    assert all(s["cost"] <= 1.1 * limits[s["task_key"]] for s in strategy.steps)
+    for step in strategy.steps:
+        if step["task"].endswith("clean"):
+            assert step["robust"] > 0.6  # the clean column decides
+    winner = strategy.winner()
+    assert winner is not None
+    assert winner["stage"] == "search"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"updates": 0}, "strategy.updates: 0"),
+        ({"algorithm": "dqn"}, "strategy.algorithm: 'dqn'"),
+        ({"lr": 0}, "strategy.lr: 0"),
+        ({"lam": 2}, "strategy.lam: 2"),
+        ({"meta": "multitask"}, "strategy.tasks is missing"),
+        ({"meta": "reptil", "tasks": []}, "did you mean 'reptile'"),
+        ({"policy": "/nowhere"}, "no policy in '/nowhere'"),
+        ({"budget": "1k"}, "no network of the space keeps"),
+        ({"tasks": {"network": ["x"]}}, "strategy.tasks.network: 'x'"),
+        ({"minimum": {"dept": 3}}, "'dept' is no choice"),
+    ],
+)
+def test_mistakes(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        search(RLCompressor(**arguments))
