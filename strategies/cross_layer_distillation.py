@@ -180,8 +180,11 @@ class CrossLayerDistillation(PhasedStrategy):
         self.samples = [self._architecture(rule) for rule in self.widths]
         if self.mapping == "searched" and self.fixed:
             self.found = self._search(self.samples[0])
-        self.settled = {"teacher": self.keys[0], "tutors": self._tutors()}
-        found = self.evaluate(self.samples, evaluator.variant(**self.settled))
+        self.settled = self._settled(evaluator.task)
+        learned = dict(self.settled)
+        if getattr(evaluator, "recipe", None) is None:  # it only attacks, so nobody learns
+            learned["tutors"] = None
+        found = self.evaluate(self.samples, evaluator.variant(**learned))
         if all(metrics is None for metrics in found):
             raise UserError(
                 "zero candidates left: all failed; the reasons are in "
@@ -194,7 +197,7 @@ class CrossLayerDistillation(PhasedStrategy):
             task=as_mapping(dataclasses.replace(evaluator.task, teacher=teacher)),
             store=evaluator.store,
             seed=teacher.seed,
-            attacks=getattr(evaluator, "attacks", ["pgd20"]),
+            attacks=getattr(evaluator, "attacks", None) or None,  # none: the task's
             score_limit=getattr(evaluator, "score_limit", None),
         )
         return str(self.prepare(training, sample, "the teacher's training")["key"])
@@ -213,6 +216,15 @@ class CrossLayerDistillation(PhasedStrategy):
             fixed=self.fixed,
         )
         return self.prepare(trial, sample, "the search for tutors")
+
+    def _settled(self, task: Any) -> dict[str, Any]:
+        """What the students' evaluators get."""
+        first = dataclasses.replace(task, teacher=self.teachers[0])
+        return {
+            "task": as_mapping(first),
+            "teacher": self.keys[0],
+            "tutors": None if self.mapping == "none" else self._tutors(),
+        }
 
     def _tutors(self) -> dict[str, Any]:
         """Settings of the term that trains the students."""
