@@ -122,8 +122,8 @@ def test_budget_reward_and_policy_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("meta", ["multitask", "reptile"])
 def test_meta_training_on_drawn_tasks(meta: str, tmp_path: Path) -> None:
-    buffers = {"attack": ["clean", "fgsm", "pgd20"], "network": [{"budget": {"macs": "15G"}},
-                                                                 {"budget": {"macs": "25G"}}]}  # fmt: skip
+    networks = [{"budget": {"macs": "15G"}}, {"budget": {"macs": "25G"}}]
+    buffers = {"attack": ["clean", "fgsm", "pgd20"], "network": networks}
     strategy = RLCompressor(
         tasks=buffers, holdout=[{"budget": {"macs": "15G"}}], meta=meta, meta_updates=2,
         tasks_per_update=2, rollouts=2, updates=1, budget="15G",
