@@ -11,6 +11,7 @@ by its own length; its released code divides a whole batch by one, so that brigh
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -76,7 +77,8 @@ def attention_map(activation: Tensor, config: MapConfig) -> Tensor:
     if config.norm == "sample":
         return F.normalize(flat, dim=1)
     # Times the root of B, so that a mean over pictures has the scale of the other norm.
-    return flat / flat.norm().clamp_min(1e-12) * len(flat) ** 0.5
+    scaled: Tensor = flat / flat.norm().clamp_min(1e-12) * math.sqrt(len(flat))
+    return scaled
 
 
 def distances(student: Tensor, teacher: Tensor) -> Tensor:
