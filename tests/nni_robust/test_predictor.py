@@ -137,7 +137,7 @@ class Numbers(ModelSpace):
 
 
 def test_refusals_of_spaces() -> None:
-    with pytest.raises(UserError, match="'rate'.*not one of a few values"):
+    with pytest.raises(UserError, match=r"'rate'.*not one of a few values"):
         make_encoding(Numbers().simplify())
     with pytest.raises(UserError, match="'edges' is not allowed for this space"):
         make_encoding(robnet(), "edges")
