@@ -18,6 +18,8 @@ __all__ = ["draw_episodes"]
 _REPEATS = 3
 #: Draws per wanted network after which no new one is looked for.
 _PATIENCE = 40
+#: Draws per wanted network without a new one after which the temperature rises, and by how much.
+_HEAT_AFTER, _HEAT = 4, 1.5
 
 
 def draw_episodes(
@@ -53,8 +55,9 @@ def draw_episodes(
     -------
     list
         Also episodes that ended in known networks: to leave them out would bend the gradient. Only
-        so many of them; a policy that repeats itself a lot is asked for new ones only. Fewer new
-        ones than wanted where the policy finds no more.
+        so many of them; a policy that repeats itself a lot is asked for new ones only, at a rising
+        temperature: one that was meta-trained may be so sure of itself that it would never look at
+        what its new task needs. Fewer new ones than wanted where there are no more.
     """
     options = target.options
     context = target.context()
@@ -64,10 +67,11 @@ def draw_episodes(
     logits = policy.arrays(start)
     found: list[Rollout] = []
     new: list[Sample] = []
-    repeats = 0
+    repeats, barren, temperature = 0, 0, 1.0
     for _ in range(_PATIENCE * number if distinct else number):
         state, states, draws = start, [start], []
-        draws.append(options.draw(logits, rng, final=horizon == 1))
+        hot = [head / temperature for head in logits]
+        draws.append(options.draw(hot, rng, final=horizon == 1))
         for step in range(1, horizon):
             sample = draws[-1].sample
             state = policy.state(
@@ -84,10 +88,14 @@ def draw_episodes(
         sample = draws[-1].sample
         if sample in new or known(sample):
             repeats += 1
+            barren += 1
+            if barren % (_HEAT_AFTER * number) == 0:
+                temperature *= _HEAT
             if distinct and repeats > _REPEATS * number:
                 continue
         else:
             new.append(sample)
+            barren = 0
         found.append(Rollout(target.key, states, draws))
         if distinct and len(new) == number:
             break

@@ -12,9 +12,8 @@ from nni_robust.errors import UserError
 
 __all__ = ["Learning", "Rewards", "Score", "rewards_of"]
 
-#: Rewards of the budgeted form lie within ±2.
-_CLIP = 2.0
-#: Reward of a network whose trial failed.
+#: Reward of a network whose trial failed, and the lowest that any other gets. There is no highest: a
+#: bound makes good networks equal, and nothing is learned from the best ones any more.
 FAILED = -1.0
 
 
@@ -141,7 +140,7 @@ def rewards_of(
     """Both rewards of a network; ``settings.reward`` says which of them counts.
 
     With C = 1 - cost/teacher's cost and R_c = C(2 - C):
-    budgeted R = 10 [lam dA_robust + (1 - lam) dA_clean] + kappa R_c, within ±2;
+    budgeted R = 10 [lam dA_robust + (1 - lam) dA_clean] + kappa R_c, at least -1;
     n2n R = R_c [lam A_robust + (1 - lam) A_clean] / [the same of the teacher].
 
     Parameters
@@ -165,6 +164,6 @@ def rewards_of(
     accuracy = lam * score.robust + (1 - lam) * score.clean
     least = lam * reference.robust + (1 - lam) * reference.clean
     return {
-        "budgeted": max(-_CLIP, min(_CLIP, 10 * gain + kappa * compressed)),
+        "budgeted": max(FAILED, 10 * gain + kappa * compressed),
         "n2n": accuracy / max(least, 1e-6) * compressed,
     }
