@@ -160,7 +160,7 @@ class AdversarialTraining(StoredEvaluator):
             raise UserError("evaluator.inherit_options is not allowed without inherit: teacher")
         if self.tutors is not None and self.recipe is None:
             raise UserError("evaluator.tutors is not allowed without training (train is null)")
-        if self._needs_teacher and self.task.teacher is None:
+        if self.needs_teacher and self.task.teacher is None:
             what = "inherit" if self.inherit else "tutors" if self.tutors is not None else "train"
             raise UserError(f"task.teacher is missing; evaluator.{what} needs a teacher")
         if self.tutors is not None:
@@ -171,7 +171,8 @@ class AdversarialTraining(StoredEvaluator):
             raise UserError("evaluator.strengths: at least one strength and an attack are needed")
 
     @property
-    def _needs_teacher(self) -> bool:
+    def needs_teacher(self) -> bool:
+        """Whether its trials use the trained teacher: its weights, or its outputs."""
         taught = self.recipe is not None and self.recipe.needs_teacher
         return taught or self.inherit is not None or self.tutors is not None
 
@@ -196,7 +197,7 @@ class AdversarialTraining(StoredEvaluator):
     def settings(self) -> dict[str, Any]:
         """See :class:`nni_robust.trial.StoredEvaluator`."""
         settings = {**self._arguments(), "attacks": self.attacks}
-        if self._needs_teacher and self.teacher is None and self.task.teacher is not None:
+        if self.needs_teacher and self.teacher is None and self.task.teacher is not None:
             settings["teacher"] = source_key(self.task.teacher)
         return settings
 
@@ -244,7 +245,7 @@ class AdversarialTraining(StoredEvaluator):
 
     def _load_teacher(self, data: DataSplits) -> nn.Module | None:
         """The teacher, where anything needs one."""
-        if not self._needs_teacher:
+        if not self.needs_teacher:
             return None
         return the_teacher(self.task, self.store, self.teacher, data)
 

@@ -77,7 +77,9 @@ class RLCompressor(PhasedStrategy):
         Draw until `rollouts` networks are new. A network drawn again is not evaluated again in
         either case, and its known reward counts.
     reward, lam, kappa, compression
-        ``budgeted`` or ``n2n``, see the documentation of the rewards; both are logged. `lam` weighs
+        ``budgeted``: ten times the gain in accuracy over the reference plus `kappa` times the
+        compression, within ±2; ``n2n``: the accuracy relative to the reference times the
+        compression (formulas: :func:`._rl_settings.rewards_of`). Both are logged. `lam` weighs
         robust against clean accuracy, `kappa` the compression of ``macs`` or ``params``. None: 0.8
         and 0.3 where the task has a teacher or a budget; otherwise there is nothing to compress,
         and the score alone counts.
@@ -95,8 +97,11 @@ class RLCompressor(PhasedStrategy):
     policy
         Folder of a policy to begin with (or a run folder that holds one).
     tasks
-        Tasks to meta-train on: a list of names, task files and mappings, or a mapping of buffers,
-        see the user guide. None: no meta-training.
+        Tasks to meta-train on. A list: each item is the name of a task, the path of a task file, or
+        a mapping of the fields in which the task differs from the experiment's. Or a mapping of
+        buffers, whose combinations are the tasks: a field's name to its values, as in
+        ``attack: [clean, fgsm, pgd10]``, or any other name to mappings of fields that go together,
+        as in ``network: [{teacher: …, budget: …}, …]``. None: no meta-training.
     holdout
         Tasks that are left out of `tasks`, in the same forms.
     meta
@@ -284,7 +289,7 @@ class RLCompressor(PhasedStrategy):
         """Train or load a task's teacher, and find what rewards compare with."""
         evaluator = self.model_space.evaluator
         kind = self.reference or ("protocol" if target.compresses else "batch")
-        needs = bool(getattr(evaluator, "_needs_teacher", False))
+        needs = bool(getattr(evaluator, "needs_teacher", False))
         learns = getattr(evaluator, "recipe", None) is not None
         if kind == "teacher" and not is_trainable(target.task):
             raise UserError(
