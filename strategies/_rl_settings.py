@@ -12,8 +12,8 @@ from nni_robust.errors import UserError
 
 __all__ = ["Learning", "Rewards", "Score", "rewards_of"]
 
-#: Reward of a network whose trial failed, and the lowest that any other gets. There is no highest: a
-#: bound makes good networks equal, and nothing is learned from the best ones any more.
+#: Reward of a network whose trial failed, and the lowest that any other gets. There is no highest:
+#: a bound makes good networks equal, and nothing is learned from the best ones any more.
 FAILED = -1.0
 
 
