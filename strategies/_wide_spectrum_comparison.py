@@ -44,11 +44,14 @@ class Comparison:
     repeat
         Measure the reference also on other pictures of the search-validation split, as many as
         before: how well does it agree with itself?
+    pictures
+        Search-validation pictures of the comparison; None is ``measure.pictures`` of each search.
     """
 
     candidates: int = 30
     reference: str = "naive"
     repeat: bool = True
+    pictures: int | None = None
 
     __pydantic_config__ = strict
 
@@ -56,6 +59,10 @@ class Comparison:
         if self.candidates < 2:
             raise UserError(
                 f"strategy.compare.candidates: {self.candidates} is not allowed; at least 2 are"
+            )
+        if self.pictures is not None and self.pictures < 1:
+            raise UserError(
+                f"strategy.compare.pictures: {self.pictures} is not allowed; at least 1 is"
             )
 
 
@@ -140,10 +147,10 @@ class SignalComparison(StoredEvaluator):
         jobs = [(label, s, 0) for label, s in self.searches.items()]
         if self.compare.repeat:
             settings = self.searches[self.compare.reference]
-            limit = settings.measure.pictures
+            limit = self.compare.pictures or settings.measure.pictures
             if limit is None or 2 * limit > len(data.validation):
                 raise UserError(
-                    "strategy.compare.repeat: other pictures are needed; set measure.pictures to "
+                    "strategy.compare.repeat: other pictures are needed; set compare.pictures to "
                     f"at most half of the {len(data.validation)} search-validation pictures"
                 )
             jobs.append((f"{self.compare.reference}, other pictures", settings, limit))
@@ -165,7 +172,7 @@ class SignalComparison(StoredEvaluator):
         self, label: str, settings: SearchSettings, first: int, networks: list[Any], data: Any
     ) -> dict[str, Any]:
         signal = make_signal(settings, self.task.threat, data, self.seed)
-        limit = settings.measure.pictures or len(data.validation)
+        limit = self.compare.pictures or settings.measure.pictures or len(data.validation)
         pictures = data.validation.take(
             torch.arange(first, min(first + limit, len(data.validation)))
         )

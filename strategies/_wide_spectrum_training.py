@@ -16,7 +16,7 @@ from torch import nn
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import DataSplits, load_task
 from nni_robust.predictor import make_encoding
-from nni_robust.sampling import draw
+from nni_robust.sampling import Sample, draw
 from nni_robust.spectrum import Passes, count_passes
 from nni_robust.supernet import build_supernet, set_path
 from nni_robust.task import Task
@@ -177,6 +177,8 @@ class _Walk:
     def __init__(self, searcher: Searcher, path: Path, steps: int, passes: Passes) -> None:
         self.searcher, self.path, self.steps, self.passes = searcher, path, steps, passes
         self.batches, self.earlier = 0, Passes()
+        self.drawn: tuple[int, list[Sample]] | None = None  # paths of the epoch
+        self.taken: int | None = None  # the one that the supernet computes
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def before_batch(self, model: nn.Module, generator: torch.Generator) -> None:
@@ -184,8 +186,14 @@ class _Walk:
         epoch, batch = divmod(self.batches, self.steps)
         if epoch > len(self.searcher.history):  # a kill came between training and measuring
             self.finish(model)
-        paths = self.searcher.paths(epoch)
-        set_path(model, paths[batch * len(paths) // self.steps])
+        if self.drawn is None or self.drawn[0] != epoch:
+            self.drawn = epoch, self.searcher.paths(epoch)
+            self.taken = None
+        paths = self.drawn[1]
+        path = batch * len(paths) // self.steps
+        if path != self.taken:  # a supernet has thousands of modules; walking them takes a while
+            set_path(model, paths[path])
+            self.taken = path
         self.batches += 1
 
     def finish(self, supernet: Any) -> None:

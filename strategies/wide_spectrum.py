@@ -102,7 +102,7 @@ class WideSpectrumSearch(PhasedStrategy):
         search is made for each and each seed.
     compare
         Settings of a comparison of these signals on the same architectures: ``candidates``,
-        ``reference``, ``repeat``; None is no comparison.
+        ``reference``, ``repeat``, ``pictures``; None is no comparison.
     seed
         Of everything random.
     """

@@ -51,24 +51,30 @@ def undisturbed(
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        for module, _ in modules:
-            module.training = False
+        # What is so already is not set again: attacks of small networks would spend a tenth on it.
+        for module, training in modules:
+            if training:
+                module.training = False
             if bn_mode == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = True
                 statistics += [(b, b.clone()) for b in module.buffers(recurse=False)]
-        for parameter, *_ in parameters:
-            parameter.requires_grad_(False)
+        for parameter, requires_grad, *_ in parameters:
+            if requires_grad:
+                parameter.requires_grad_(False)
             if channels_last and parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         yield model
     finally:
         for module, training in modules:
-            module.training = training
+            if module.training != training:
+                module.training = training
         for parameter, requires_grad, grad, data in parameters:
             if channels_last:
                 parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
         with torch.no_grad():
             for buffer, value in statistics:
                 buffer.copy_(value)

@@ -363,6 +363,7 @@ def test_signals_are_changes_of_one_search() -> None:
         ({"signals": "naive"}, "a list of signals"),
         ({"compare": {}, "signals": ["warm-start"]}, "compare.reference: 'naive'"),
         ({"compare": {"candidates": 1}, "signals": ["naive"]}, "candidates: 1"),
+        ({"compare": {"pictures": 0}, "signals": ["naive"]}, "pictures: 0"),
         ({"supernet": {**TRAIN, "devices": 2, "strategy": "ddp_fork"}}, "devices: 2"),
         ({"supernet": None}, "strategy.supernet is missing"),
         ({"layout": "edges"}, "'edges' is not allowed"),
