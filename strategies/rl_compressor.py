@@ -158,7 +158,7 @@ class RLCompressor(PhasedStrategy):
         tasks_per_update: int = 4,
         use_lips: bool = True,
         hidden: int = 64,
-        keep_bias: float = 0.0,
+        keep_bias: float = 2.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
