@@ -1,4 +1,4 @@
-"""The README's code works: Python is run, YAML and TOML are read, commands are parsed."""
+"""The code in README and docs works: Python is run, YAML and TOML are read, commands are parsed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    found = [part for line in lines for part in line.split(" && ") if "nni-robust" in part]
-    return [*found, *re.findall(r"`(nni-robust [^`]+)`", README)]
+def commands(text: str = README) -> list[str]:
+    found = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in found for line in block.splitlines()]
+    parts = [part for line in lines for part in line.split(" && ") if "nni-robust" in part]
+    return [*parts, *re.findall(r"`(nni-robust [^`]+)`", text)]
+
+
+def links() -> list[tuple[Path, str]]:
+    pattern = r"\]\((?!https?:)([^)#]+)\)"
+    return [(page, link) for page in PAGES for link in re.findall(pattern, page.read_text())]
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n", 1)[0])
@@ -63,7 +70,9 @@ def test_toml_names_every_group() -> None:
     assert set(tomllib.loads(text)["project"]["entry-points"]) == set(GROUPS)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize(
+    "command", [command for page in PAGES for command in commands(page.read_text())]
+)
 def test_commands_are_understood(command: str) -> None:
     program, verb, *arguments = shlex.split(command, comments=True)
     assert program == "nni-robust"
@@ -82,6 +91,6 @@ def test_the_two_commands(command: str) -> None:
     assert f"{command}\n" in blocks("bash")
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
-def test_local_links_exist(target: str) -> None:
-    assert (ROOT / target).is_file()
+@pytest.mark.parametrize(("page", "target"), links())
+def test_local_links_exist(page: Path, target: str) -> None:
+    assert (page.parent / target).exists()
