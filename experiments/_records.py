@@ -13,6 +13,9 @@ from nni_robust.store import Store, append_record, read_records
 
 __all__ = ["Recorder"]
 
+#: Phases whose metric is robust accuracy; that of the others is a score of their own.
+_ACCURACY = ("candidate", "supernet", "screening")
+
 
 class Recorder:
     """Listens to an engine and appends a record when a trial has ended.
@@ -100,7 +103,8 @@ def _line(record: dict[str, Any], total: int | None, before: int) -> str:
     if record["status"] != "ok":
         return f"{name}: failed: {record['error']}"
     metrics = record["metrics"]
-    shown = [f"robust {metrics['default']:.1%}"]
+    accuracy = record["phase"] in _ACCURACY
+    shown = [f"robust {metrics['default']:.1%}" if accuracy else f"score {metrics['default']:.3g}"]
     if "clean" in metrics:
         shown.insert(0, f"clean {metrics['clean']:.1%}")
     if "macs" in metrics:
