@@ -18,7 +18,13 @@ from nni_robust.store import read_json
 
 from .schema import Experiment, load_experiment
 
-__all__ = ["open_run", "run_experiment", "store_folder", "trial_threads"]
+__all__ = [
+    "open_run",
+    "run_experiment",
+    "store_folder",
+    "terminate_as_interrupt",
+    "trial_threads",
+]
 
 
 def run_experiment(
@@ -82,7 +88,7 @@ def run_experiment(
         if settings.nni.engine == "ts":
             check_port(settings.nni.port)
         data = preflight(settings)
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             search(
                 settings,
                 run,
@@ -119,7 +125,7 @@ def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """A scheduler's SIGTERM ends the run as Ctrl-C does: NNI stopped, the folder resumable."""
 
     def interrupt(number: int, frame: object) -> None:

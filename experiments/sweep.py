@@ -37,6 +37,7 @@ from nni_robust.errors import UserError
 from nni_robust.store import read_json, write_json, write_yaml
 
 from ._sweep_table import write_tables
+from .runner import run_experiment, terminate_as_interrupt
 from .schema import find_experiment, load_experiment
 
 __all__ = ["Sweep", "load_sweep", "run_sweep"]
@@ -227,9 +228,10 @@ def run_sweep(
         report(f"{len(runs)} runs, {len(waiting)} of them to do")
         store = str(folder / "store") if sweep.share_store else None
         work = [(sweep.base, run.overrides, str(folder / run.folder), store) for run in waiting]
-        for done, (job, error) in enumerate(_results(work, jobs), 1):
-            name = Path(job[2]).name
-            report(f"[{done}/{len(work)}] {name}: {error or 'finished'}")
+        with terminate_as_interrupt():
+            for done, (job, error) in enumerate(_results(work, jobs), 1):
+                name = Path(job[2]).name
+                report(f"[{done}/{len(work)}] {name}: {error or 'finished'}")
         rows = write_tables(folder, sweep, runs)
     finally:
         lock.release()
@@ -290,13 +292,13 @@ def _results(work: list[_Job], jobs: int) -> Iterator[tuple[_Job, str | None]]:
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # its run ends as by Ctrl-C and can be resumed
             raise
 
 
 def _run_one(job: _Job) -> str | None:
     """One run; why it failed, or None. One failed run does not end the others."""
-    from .runner import run_experiment
-
     base, overrides, folder, store = job
     begun = (Path(folder) / "config.yaml").is_file()
     try:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -122,3 +127,33 @@ def test_a_folder_of_another_sweep_is_refused(experiment_file: Write, tmp_path: 
     changed = sweep_file(tmp_path, axes=axes, set={"strategy.candidates": 1})
     with pytest.raises(UserError, match="set was"):
         run_sweep(changed, out="study", resume=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_terminated_sweep_leaves_no_process_and_goes_on(
+    experiment_file: Write, tmp_path: Path
+) -> None:
+    experiment_file()
+    slow = {"final": None, "strategy.supernet.epochs": 500}
+    file = sweep_file(tmp_path, set=slow, axes={"seed": [0, 1]}, share_store=False)
+    command = [sys.executable, "-m", "nni_robust", "sweep", file, "--out", "study", "--jobs", "2"]
+    process = subprocess.Popen(command, start_new_session=True)
+    end = time.monotonic() + 200
+    while len(list((tmp_path / "study").glob("*/store/*/checkpoints/*"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(60) == 130
+    group = [p for p in psutil.process_iter() if _group(p.pid) == process.pid]
+    psutil.wait_procs(group, timeout=30)
+    assert not [p for p in group if p.is_running()]
+    states = {json.loads(p.read_text())["status"] for p in tmp_path.glob("study/*/run.json")}
+    assert states == {"interrupted"}
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
