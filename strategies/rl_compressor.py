@@ -78,7 +78,7 @@ class RLCompressor(PhasedStrategy):
         either case, and its known reward counts.
     reward, lam, kappa, compression
         ``budgeted``: ten times the gain in accuracy over the reference plus `kappa` times the
-        compression, within ±2; ``n2n``: the accuracy relative to the reference times the
+        compression, at least -1; ``n2n``: the accuracy relative to the reference times the
         compression (formulas: :func:`._rl_settings.rewards_of`). Both are logged. `lam` weighs
         robust against clean accuracy, `kappa` the compression of ``macs`` or ``params``. None: 0.8
         and 0.3 where the task has a teacher or a budget; otherwise there is nothing to compress,
