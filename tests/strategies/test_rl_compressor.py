@@ -17,6 +17,7 @@ from nni.nas.hub.pytorch import DARTS, NasBench201
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d
 from nni.nas.space import SimplifiedModelSpace
 
+from nni_robust.cli import main
 from nni_robust.errors import UserError
 from nni_robust.evaluators import TabularEvaluator
 from nni_robust.experiments import run_experiment
@@ -304,3 +305,44 @@ def test_interrupted_run_of_robnets_goes_on(
     assert read_json(cut / "run.json")["status"] == "finished"
     best = max(steps[0], key=lambda step: step["reward"])
     assert yaml.safe_load((cut / "best.yaml").read_text())["sample"] == best["sample"]
+
+
+def test_from_meta_training_to_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped files, much reduced: a policy is trained, used alone, and fine-tuned."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    less = [
+        "task.train_limit=96", "task.validation_limit=32", "task.test_limit=32",
+        "evaluator.train.epochs=1", "evaluator.attacks=[fgsm]", "nni.engine=sequential",
+        "strategy.rollouts=2", "strategy.updates=1", "space.depths=[2, 2, 2]",
+    ]  # fmt: skip
+
+    def run(name: str, *overrides: str) -> Path:
+        return run_experiment(
+            name, out=str(tmp_path / name), overrides=[*less, *overrides], report=lambda line: None
+        )
+
+    meta = run(
+        "rcnas-meta", "strategy.tasks=[{attack: fgsm}, {attack: clean}]", "strategy.meta_updates=1"
+    )
+    stages = [step["stage"] for step in read_records(meta / "rl_steps.jsonl")]
+    assert set(stages) == {"meta", "search"}
+    command = ["compress", "--task", str(meta / "config.yaml"), "--policy", str(meta), "--json"]
+    assert main(command) == 0
+    proposed = json.loads(capsys.readouterr().out)
+    tuned = run(
+        "rcnas-digits", f"strategy.policy={meta}", "task.teacher.train.epochs=1",
+        "final.train.epochs=1", "final.attacks=[fgsm]", "final.rivals=[]", "final.limit=32",
+    )  # fmt: skip
+    records = read_records(tuned / "candidates.jsonl")
+    assert [r["phase"] for r in records] == ["teacher", "reference", "candidate", "candidate"]
+    limit = 1.1 * 1.5e6
+    assert all(r["metrics"]["macs"] <= limit for r in records[2:])
+    assert proposed["macs"] <= 1.5e6
+    final = read_json(tuned / "final.json")["networks"]
+    assert [network["label"] for network in final] == ["best"]
+    assert final[0]["metrics"]["macs"] <= limit
+    before, after = ((run / "policy" / "policy.safetensors").read_bytes() for run in (meta, tuned))
+    assert before != after
