@@ -148,6 +148,7 @@ def test_every_signal_and_their_comparison(tmp_path: Path) -> None:
     assert again.found == made.found
 
 
+@pytest.mark.slow
 def test_stability_over_seeds(tmp_path: Path) -> None:
     made = strategy(candidates=0, seeds=2, epochs=1, warmup={"archs": 1, "epochs": 0})
     search(robnet(), evaluator(tmp_path), made)
@@ -190,7 +191,9 @@ def outcome(folder: Path, signal: str) -> tuple[dict[str, Any], dict[str, torch.
     return {"search": found, "metrics": metrics, "history": record["history"]}, weights
 
 
-@pytest.mark.parametrize("signal", ["estimator", "warm-start"])
+@pytest.mark.parametrize(
+    "signal", [pytest.param("estimator", marks=pytest.mark.slow), "warm-start"]
+)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: str
 ) -> None:
