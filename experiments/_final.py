@@ -119,6 +119,7 @@ def finish(
         "score_limit": final.limit,
         "supernet": None,
         "eps_values": sorted({round(eps * f, 10) for f in final.eps_factors if eps * f <= 1}),
+        **({"inherit": None, "inherit_options": None} if _inherits(space.evaluator) else {}),
         **learned,
     }
     robust = as_mapping(final.train)
@@ -172,6 +173,11 @@ def finish(
     outcome = {"threat": as_mapping(experiment.task.threat), "split": "test", "networks": networks}
     write_json(run / "final.json", outcome)
     return outcome
+
+
+def _inherits(evaluator: Any) -> bool:
+    """Whether candidates start from a teacher's weights; the final networks do not."""
+    return getattr(evaluator, "inherit", None) is not None
 
 
 def _architecture(

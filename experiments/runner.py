@@ -16,7 +16,7 @@ import yaml
 from nni_robust.errors import UserError
 from nni_robust.store import read_json
 
-from .schema import Experiment, load_experiment
+from .schema import Experiment, load_experiment, shipped
 
 __all__ = [
     "open_run",
@@ -147,7 +147,7 @@ def open_run(
     """The checked settings and the run folder, which is not made yet."""
     changes = [*overrides, *([f"nni.port={port}"] if port is not None else [])]
     folder = Path(experiment)
-    if (folder / "config.yaml").is_file():
+    if (folder / "config.yaml").is_file() and (resume or experiment not in shipped()):
         if not resume:
             raise UserError(f"'{experiment}' is a run folder; add --resume to go on with it")
         if out is not None and Path(out).resolve() != folder.resolve():
