@@ -176,7 +176,10 @@ def finish(
 
 
 def _inherits(evaluator: Any) -> bool:
-    """Whether candidates start from a teacher's weights; the final networks do not."""
+    """Whether candidates start from a teacher's weights, a shortcut to their score.
+
+    Final networks do not: they are to show what their architecture is worth.
+    """
     return getattr(evaluator, "inherit", None) is not None
 
 

@@ -495,18 +495,11 @@ class RLCompressor(PhasedStrategy):
         return max(own, key=lambda step: step["reward"], default=None)
 
     def final_settings(self) -> dict[str, Any]:
-        """Changes of the evaluator for the final trainings: from scratch, with the teacher's key.
-
-        The teacher's weights in a candidate are a shortcut to its score; a final network is to
-        show what its architecture is worth.
-        """
-        evaluator = self.model_space.evaluator
-        changes: dict[str, Any] = {}
-        if getattr(evaluator, "inherit", None) is not None:
-            changes |= {"inherit": None, "inherit_options": None}
-        if self.target.teacher_key is not None and hasattr(evaluator, "teacher"):
-            changes["teacher"] = self.target.teacher_key
-        return changes
+        """What the final networks get besides their recipe: the key of the trained teacher."""
+        known = self.target.teacher_key is not None
+        if known and hasattr(self.model_space.evaluator, "teacher"):
+            return {"teacher": self.target.teacher_key}
+        return {}
 
     def export(self, run: Path) -> None:
         """Write ``rl_steps.jsonl`` and the folder ``policy``."""
