@@ -19,6 +19,7 @@ __all__ = [
     "ARCH_HELP",
     "add_data",
     "add_json",
+    "add_overrides",
     "add_seed",
     "add_threads",
     "add_threat",
@@ -62,6 +63,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``: the result as one JSON document on standard output."""
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document on standard output"
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--set``: changes of single settings; `what` says of which, with an example."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one {what}; may be repeated",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from nni_robust.cli._arguments import add_json
+from nni_robust.cli._arguments import add_json, add_overrides
 from nni_robust.cli._console import print_json
 
 __all__ = ["add_arguments", "execute"]
@@ -22,14 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "experiment", metavar="EXPERIMENT", help="name of a shipped experiment, or a YAML file"
     )
     parser.add_argument("--out", metavar="DIR", help="run folder (default: one below ./runs)")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting of the file; may be repeated",
-    )
+    add_overrides(parser, "setting of the file")
     add_json(parser)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nni_robust.cli._arguments import add_json, port_number
+from nni_robust.cli._arguments import add_json, add_overrides, port_number
 from nni_robust.cli._console import print_json, say
 
 __all__ = ["add_arguments", "execute"]
@@ -29,14 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="run folder (default: one below ./runs)")
     parser.add_argument("--resume", action="store_true", help="continue the run in its folder")
     parser.add_argument("--port", type=port_number, metavar="N", help="port of the web UI")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting of the file, such as strategy.candidates=4; may be repeated",
-    )
+    add_overrides(parser, "setting of the file, such as strategy.candidates=4")
     add_json(parser)
 
 

@@ -12,6 +12,7 @@ from nni_robust.cli._arguments import (
     ARCH_HELP,
     add_data,
     add_json,
+    add_overrides,
     add_seed,
     add_threads,
     add_threat,
@@ -65,14 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-weights", metavar="FILE", help="its weights, where ARCH has none"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one training setting, such as epochs=20 or attack.steps=7; may be repeated",
-    )
+    add_overrides(parser, "training setting, such as epochs=20 or attack.steps=7")
     parser.add_argument(
         "--evaluate", action="store_true", help="attack the result on the test pictures at the end"
     )
