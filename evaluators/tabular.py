@@ -79,9 +79,8 @@ class TabularEvaluator(StoredEvaluator):
         self.spec = absolute_table(table)
         self.metric, self.seed, self.store = metric, seed, store
         self.phase, self.as_trials = phase, as_trials
-        if metric is None:
-            self.opened.deciding(self.task)
-        elif is_test(metric):
+        self.attacked = (metric or self.opened.deciding(self.task)) != "clean"
+        if metric is not None and is_test(metric):
             raise UserError(
                 f"evaluator.metric: {metric!r} is not allowed; a search must not see the test split"
             )

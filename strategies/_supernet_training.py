@@ -43,6 +43,7 @@ class SupernetTraining(StoredEvaluator):
 
     phase = "supernet"
     uses_sample = False
+    attacked = True
 
     def __init__(
         self,
