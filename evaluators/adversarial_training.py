@@ -134,6 +134,7 @@ class AdversarialTraining(StoredEvaluator):
         self.recipe = None if train is None else parse(Recipe, train, "evaluator.train")
         self._given_attacks = None if attacks is None else list(attacks)
         self.attacks = scoring_attacks(attacks, self.task.attack, self.task.threat)
+        self.attacked = bool(self.attacks)
         if split not in ("validation", "test"):
             raise UserError(f"evaluator.split: {split!r} is not allowed; allowed: validation, test")
         if fsp is not None and (isinstance(fsp, bool) or not isinstance(fsp, int) or fsp < 1):

@@ -73,6 +73,7 @@ class TeacherTraining(StoredEvaluator):
 
     phase = "teacher"
     uses_sample = False
+    attacked = True
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 import nni
 from nni.nas.evaluator import Evaluator
 
+from nni_robust.nni_adapter.metrics import shown_metrics
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.store import Store, content_key
 
@@ -36,12 +37,15 @@ class StoredEvaluator(Evaluator):
         ….
     uses_sample
         Whether the architecture sampled for the trial plays a part (a supernet's does not).
+    attacked
+        Whether the score is accuracy under attack: NNI's web UI then shows it as ``robust`` too.
     store
         Folder of the run's store, or None to keep nothing.
     """
 
     phase: str = "candidate"
     uses_sample: bool = True
+    attacked: bool = False
     store: str | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -93,7 +97,7 @@ class StoredEvaluator(Evaluator):
             store = Store(self.store)
             record = store.once(key, self._kept(model, key))
         if nni.get_current_parameter() is not None:
-            nni.report_final_result(record["metrics"])
+            nni.report_final_result(shown_metrics(record["metrics"], attacked=self.attacked))
         return record
 
     def _kept(self, model: Any, key: str) -> Callable[[Path], dict[str, Any]]:

@@ -112,6 +112,7 @@ class FspScreening(StoredEvaluator):
 
     phase = "screening"
     uses_sample = False
+    attacked = True
 
     def __init__(
         self,

@@ -34,7 +34,8 @@ def summary(model: Any) -> dict[str, Any]:
         code = encode(model.sample)
         shown["code"] = code if isinstance(code, str) else " ".join(map(str, code))
     if len(model.sample) <= _MOST_LABELS or encode is None:
-        shown.update({str(label): value for label, value in model.sample.items()})
+        # The UI cuts a column's title at the second slash: "cell/0-2" and "cell/1-2" look alike.
+        shown.update({str(k).replace("/", "."): value for k, value in model.sample.items()})
     return shown
 
 
