@@ -3,6 +3,8 @@
 * Whole files are written to a temporary name, flushed to disk and renamed (:func:`write_json`, …).
 * Logs of records are append-only JSON lines; a torn last line (a kill in the middle of a write) is
   dropped by the reader and cut off by the next writer.
+* A file that was damaged later (a bad disk, a careless copy) is set aside under the name
+  ``….damaged`` with a :class:`DamageWarning`, and what it held is made again.
 * :meth:`Store.once` makes a computation idempotent: its result is stored under a key, a second
   caller (a trial that NNI starts again after a crash, a resumed strategy) gets the stored result,
   and one that comes while the first still computes waits for it. The lock is the operating
@@ -19,115 +21,46 @@ import json
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
-from nni_robust.errors import UserError
+from nni_robust._files import (
+    append_record,
+    atomic_path,
+    check_space,
+    full_sentence,
+    mend_records,
+    read_json,
+    read_records,
+    remove_temporaries,
+    set_aside,
+    write_json,
+    write_text,
+    write_yaml,
+)
+from nni_robust.errors import DamageWarning, UserError
 
 __all__ = [
     "Store",
     "append_record",
     "atomic_path",
+    "check_space",
     "content_key",
+    "full_sentence",
+    "mend_records",
+    "open_store",
     "read_json",
     "read_records",
+    "remove_temporaries",
+    "set_aside",
     "write_json",
     "write_text",
     "write_yaml",
 ]
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit it replaces `path` in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one step."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file in one step (numbers that are not finite are refused)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
-
-
-def write_yaml(path: str | Path, value: Any) -> None:
-    """Write a YAML file in one step, keys in the given order."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    UserError
-        If it is missing or damaged.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file '{path}'") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"'{path}' is damaged: {e}") from None
-
-
-def append_record(path: str | Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to disk; a torn last line of an earlier kill is cut off."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with filelock.FileLock(str(path) + ".lock"), open(path, "ab+") as f:
-        size = f.seek(0, os.SEEK_END)
-        if size:
-            f.seek(size - 1)
-            if f.read(1) != b"\n":
-                f.seek(0)
-                f.truncate(f.read().rfind(b"\n") + 1)
-        f.write(line)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Every whole record of a JSON-lines file, in order; an absent file has none.
-
-    Raises
-    ------
-    UserError
-        If a line other than a torn last one is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):  # no newline behind it: torn by a kill
-                break
-            raise UserError(f"'{path}' is damaged in line {number}") from None
-    return records
 
 
 def content_key(*parts: Any) -> str:
@@ -156,25 +89,77 @@ class Store:
     ----------
     root
         Folder; made on first use. Trials on other machines need the same path (a shared file
-        system).
+        system), or get a :class:`nni_robust.store_remote.RemoteStore` from :func:`open_store`.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def folder(self, key: str) -> Path:
-        """The folder of one computation: checkpoints, weights, its record."""
+        """The folder of one computation on this machine: checkpoints, weights, its record."""
         return self.root / key
 
+    def file(self, key: str, name: str) -> Path:
+        """A file of another computation, on this machine.
+
+        Parameters
+        ----------
+        key
+            The computation, which must be done.
+        name
+            The file's name in its folder, such as ``"weights.safetensors"``.
+        """
+        return self.folder(key) / name
+
     def result(self, key: str) -> dict[str, Any] | None:
-        """The stored result under `key`, or None where it has not been computed."""
+        """The stored result under `key`, or None where it has not been computed.
+
+        A damaged one counts as none: it is set aside with a :class:`DamageWarning`, unless another
+        process holds the computation and so is about to write it.
+        """
         path = self.folder(key) / "record.json"
-        return read_json(path) if path.is_file() else None
+        try:
+            return _record(path)
+        except UserError:
+            with (
+                contextlib.suppress(filelock.Timeout),
+                filelock.FileLock(str(path.with_name("lock")), timeout=0),
+            ):
+                return self._whole_result(key)
+            return None
+
+    def _whole_result(self, key: str) -> dict[str, Any] | None:
+        """The result, a damaged one set aside; under the lock of its folder."""
+        path = self.folder(key) / "record.json"
+        try:
+            return _record(path)
+        except UserError as e:
+            aside = set_aside(path)
+            warnings.warn(
+                DamageWarning(f"{e}; set aside as '{aside.name}', the trial is computed again"),
+                stacklevel=4,
+            )
+            return None
 
     def failure(self, key: str) -> str | None:
         """Why the last computation under `key` failed, or None where that is not known."""
         path = self.folder(key) / "error.json"
-        return str(read_json(path)["error"]) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return str(read_json(path)["error"])
+        except (UserError, KeyError, TypeError):
+            return f"unknown, for '{path}' is damaged"
+
+    def failed_at(self, key: str) -> int:
+        """A number that changes with every failure under `key` that gave a reason; 0 is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder(key) / "error.json").stat().st_mtime_ns
+        return 0
+
+    def fail(self, key: str, reason: str, details: str = "") -> None:
+        """Keep why a computation failed, for those who want its result."""
+        write_json(self.folder(key) / "error.json", {"error": reason, "traceback": details})
 
     def once(self, key: str, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Return the result stored under `key`; compute and store it where there is none.
@@ -186,21 +171,76 @@ class Store:
         compute
             Called with the computation's folder; returns a JSON-able result. It may keep
             checkpoints in that folder and continue from those that a killed predecessor left.
+            Each :class:`DamageWarning` that it gives is kept in the result as well, under
+            ``"warnings"``: a trial's standard error is read by nobody.
         """
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(str(folder / "lock")):
-            known = self.result(key)
-            if known is None:
-                start = time.monotonic()
-                try:
-                    known = compute(folder)
-                except Exception as e:
-                    # Another process may wait for the result; this file tells it why there is none.
-                    why = {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()}
-                    write_json(folder / "error.json", why)
-                    raise
-                known.setdefault("wall_seconds", round(time.monotonic() - start, 3))
-                write_json(folder / "record.json", known)
-                (folder / "error.json").unlink(missing_ok=True)
+            with _damage() as damage:
+                known = self._whole_result(key)
+                if known is None:
+                    remove_temporaries(folder)
+                    start = time.monotonic()
+                    try:
+                        known = compute(folder)
+                    except Exception as e:
+                        # Another process may wait for the result; this tells it why there is none.
+                        with contextlib.suppress(OSError):  # a full disk must not hide the reason
+                            self.fail(key, f"{type(e).__name__}: {e}", traceback.format_exc())
+                        raise
+                    known.setdefault("wall_seconds", round(time.monotonic() - start, 3))
+                    if damage:
+                        known["warnings"] = damage
+                    write_json(folder / "record.json", known)
+                    (folder / "error.json").unlink(missing_ok=True)
             return known
+
+
+def open_store(root: str | Path) -> Store:
+    """The store of this trial's run: the folder, or what the run serves to other machines.
+
+    Parameters
+    ----------
+    root
+        The folder, where trials reach it as files.
+    """
+    url = os.environ.get("NNI_ROBUST_STORE")
+    if url is None:
+        return Store(root)
+    from nni_robust.store_remote import RemoteStore
+
+    return RemoteStore.of_this_trial(url)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """A record file, None where there is none.
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
+    """
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' is damaged: it holds no mapping")
+    return value
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[list[str]]:
+    """Collect what is told of damage, and let it be told as well."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamageWarning)
+        show = warnings.showwarning
+
+        def collect(message: Warning | str, category: type[Warning], *more: Any) -> None:
+            if issubclass(category, DamageWarning):
+                found.append(str(message))
+            show(message, category, *more)
+
+        warnings.showwarning = collect  # type: ignore[assignment]
+        yield found

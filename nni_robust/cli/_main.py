@@ -11,11 +11,12 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from nni_robust import __version__
-from nni_robust.errors import UserError
+from nni_robust.errors import DamageWarning, UserError
 
 #: Verb -> (module, one line for ``nni-robust --help``).
 VERBS = {
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # NNI wraps torch's layers on import and warns of two new names that are not layers.
             warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\..*")
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+            warnings.simplefilter("always", DamageWarning)
+            warnings.showwarning = _tell(warnings.showwarning)
             code: int = import_module(VERBS[args.verb][0]).execute(args)
         sys.stdout.flush()
         return code
@@ -91,3 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`nni-robust archs | head`): nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _tell(show: Callable[..., None]) -> Callable[..., None]:
+    """Damage is told in one plain line, without the place in the code."""
+
+    def tell(message: Any, category: type[Warning], *more: Any) -> None:
+        if issubclass(category, DamageWarning):
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        else:
+            show(message, category, *more)
+
+    return tell

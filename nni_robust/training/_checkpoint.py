@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nni_robust.errors import UserError
+from nni_robust.errors import DamageWarning, UserError
 from nni_robust.training.weights import plain_tensors, read_weights, write_tensors
 
 __all__ = ["KEEP", "clear", "load_newest", "save"]
@@ -52,6 +52,8 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[
 def load_newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Tensors and state of the newest checkpoint that is whole; None where there is none at all.
 
+    Each that is not used is told by a :class:`DamageWarning`.
+
     Raises
     ------
     UserError
@@ -65,7 +67,7 @@ def load_newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] 
                 raise UserError(f"'{path}' is damaged: its checksum is wrong")
             state = json.loads(header["state"])
         except (UserError, ValueError, KeyError) as e:
-            warnings.warn(f"checkpoint not used: {e}", stacklevel=2)
+            warnings.warn(DamageWarning(f"checkpoint not used: {e}"), stacklevel=2)
             continue
         for damaged in files[files.index(path) + 1 :]:
             damaged.unlink()  # else they would count among the newest that are kept
