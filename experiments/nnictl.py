@@ -18,11 +18,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni.tuner import Tuner
 
 from nni_robust.nni_adapter.job import Deferred
+
+if TYPE_CHECKING:
+    from .schema import Experiment
 
 __all__ = ["ExperimentTuner", "write_nni_config"]
 
@@ -67,7 +70,7 @@ def write_nni_config(
     settings, run = open_run(experiment, out, False, None, overrides)
     if settings.nni.engine != "ts":
         raise UserError(f"nni.engine: {settings.nni.engine!r} is not allowed with nnictl; 'ts' is")
-    preflight(settings)
+    data = preflight(settings)
     check_writable(run)
     (run / "trial_code").mkdir(exist_ok=True)
     write_yaml(run / "config.yaml", settings.as_mapping())
@@ -78,8 +81,8 @@ def write_nni_config(
     config: dict[str, Any] = {
         "experimentName": settings.name,
         "experimentWorkingDirectory": str(run / "nni"),
-        # The tuner knows the space; NNI asks for something here and shows it.
-        "searchSpace": {"space": {"_type": "choice", "_value": [settings.space.name]}},
+        # The tuner knows the space; NNI wants one here, shows it and filters trials by it.
+        "searchSpace": _search_space(settings, data.num_classes),
         "trialCommand": f"{environment} {TRIAL_ENVIRONMENT} {shlex.join(command)}",
         "trialCodeDirectory": str(run / "trial_code"),
         "trialConcurrency": nni.concurrency,
@@ -105,6 +108,18 @@ def write_nni_config(
         },
     )
     return run / "nnictl.yml"
+
+
+def _search_space(settings: Experiment, num_classes: int) -> dict[str, Any]:
+    """The choices, named as the trials' parameters are."""
+    import torch
+
+    from nni_robust.architecture.space import open_space
+    from nni_robust.nni_adapter.spaces import shown_space
+
+    with torch.device("meta"):
+        space = open_space(settings.space.name, settings.space.arguments, num_classes)
+    return shown_space(space) or {"space": {"_type": "choice", "_value": [settings.space.name]}}
 
 
 class ExperimentTuner(Tuner):

@@ -12,7 +12,7 @@ from typing import Any
 
 from nni.nas.space import SimplifiedModelSpace
 
-__all__ = ["ReadableModelSpace", "space_class", "summary"]
+__all__ = ["ReadableModelSpace", "shown_space", "space_class", "summary"]
 
 #: More labels than this are shown as the space's short code instead of one column each.
 _MOST_LABELS = 40
@@ -34,9 +34,35 @@ def summary(model: Any) -> dict[str, Any]:
         code = encode(model.sample)
         shown["code"] = code if isinstance(code, str) else " ".join(map(str, code))
     if len(model.sample) <= _MOST_LABELS or encode is None:
-        # The UI cuts a column's title at the second slash: "cell/0-2" and "cell/1-2" look alike.
-        shown.update({str(k).replace("/", "."): value for k, value in model.sample.items()})
+        shown.update({_shown_label(label): value for label, value in model.sample.items()})
     return shown
+
+
+def shown_space(space: Any) -> dict[str, Any]:
+    """A model space's choices as NNI's web UI shows and filters them, named as in :func:`summary`.
+
+    Parameters
+    ----------
+    space
+        NNI model space.
+
+    Returns
+    -------
+    NNI's search space; empty where the trials show a code instead of the labels.
+    """
+    choices = space.simplify()
+    if len(choices) > _MOST_LABELS and hasattr(space, "encode"):
+        return {}
+    return {
+        _shown_label(label): {"_type": "choice", "_value": list(choice.values)}
+        for label, choice in choices.items()
+        if all(isinstance(v, (str, int, float)) for v in getattr(choice, "values", [None]))
+    }
+
+
+def _shown_label(label: Any) -> str:
+    """The UI cuts a column's title at the second slash: "cell/0-2" and "cell/1-2" look alike."""
+    return str(label).replace("/", ".")
 
 
 class ReadableModelSpace(SimplifiedModelSpace):
