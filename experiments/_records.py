@@ -9,7 +9,7 @@ from typing import Any
 from nni.nas.space import ModelStatus
 
 from nni_robust.nni_adapter.spaces import summary
-from nni_robust.store import Store, append_record, read_records
+from nni_robust.store import Store, append_record, mend_records, read_records
 
 __all__ = ["Recorder"]
 
@@ -48,7 +48,10 @@ class Recorder:
         self.path = run / "candidates.jsonl"
         self.store, self.report, self.attributes = store, report, attributes
         self.total, self.before = total, before
-        self.done = {r["key"] for r in read_records(self.path) if r["status"] == "ok" and r["key"]}
+        mend_records(self.path)  # what is taken out comes again when the past is replayed
+        self.done = {
+            r["key"] for r in read_records(self.path) if r.get("status") == "ok" and r.get("key")
+        }
         self._metrics: dict[int, Any] = {}  # of evaluators that keep no record, by ordinal
 
     def listen(self, engine: Any) -> None:
@@ -62,17 +65,23 @@ class Recorder:
 
     def _on_end(self, event: Any) -> None:
         model, evaluator = event.model, event.model.evaluator
-        if str(getattr(evaluator, "phase", "candidate")).startswith("final"):
-            return
+        if event.status == ModelStatus.Interrupted:
+            return  # by Ctrl-C; a resumed run does it
         key = evaluator.key(model) if hasattr(evaluator, "key") else None
         if key is not None and key in self.done:
             return
         kept = self.store.result(key) if key is not None else None
+        damage = (kept or {}).get("warnings", [])
+        phase = str(getattr(evaluator, "phase", "candidate"))
+        for warning in damage:
+            self.report(f"warning: {phase}: {warning}")
+        if phase.startswith("final"):
+            return
         metrics = (kept or {}).get("metrics") or self._metrics.get(model.ordinal)
         failed = event.status != ModelStatus.Trained or metrics is None
         sample = dict(model.sample) if getattr(evaluator, "uses_sample", True) else {}
         record = {
-            "phase": getattr(evaluator, "phase", "candidate"),
+            "phase": phase,
             "index": model.ordinal,
             "key": key,
             "trial": (kept or {}).get("trial"),
@@ -86,6 +95,8 @@ class Recorder:
         }
         if kept is not None and "fsp" in kept:
             record["fsp"] = kept["fsp"]
+        if damage:
+            record["warnings"] = damage
         append_record(self.path, record)
         if not failed and key is not None:
             self.done.add(key)
