@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from nni_robust.data import DataSplits
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.registry import constructor_arguments
+from nni_robust.store import open_store
 from nni_robust.supernet import build_supernet, inherit
 from nni_robust.task import Task
 from nni_robust.teacher import load_teacher, teacher_from_store
@@ -38,7 +38,7 @@ def from_supernet(model: Any, store: str | None, supernet: str) -> nn.Module:
     if store is None:
         raise UserError("evaluator.store: inheriting a supernet's weights needs the run's store")
     whole = build_supernet(model.model.trace_copy().get(traceable=False))
-    load_weights(whole, Path(store, supernet, "weights.safetensors"))
+    load_weights(whole, open_store(store).file(supernet, "weights.safetensors"))
     return inherit(whole, dict(model.sample))
 
 

@@ -18,6 +18,7 @@ from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
 from nni_robust.sampling import draw_distinct
 
+from ._trials import manager_ip, platform, serves_store, training_service, trial_interpreter
 from .schema import Experiment
 
 __all__ = ["build_parts", "check_port", "check_writable", "preflight"]
@@ -60,10 +61,14 @@ def preflight(experiment: Experiment) -> DataSplits:
             "needs"
         )
     _check_space(experiment, data, fsp=getattr(evaluator, "fsp", None) is not None)
-    training_service(experiment)
+    if experiment.nni.engine == "ts":
+        training_service(experiment)
+        trial_interpreter(experiment)
+        if serves_store(experiment):
+            manager_ip(experiment)
+            check_port(experiment.nni.store_port, "store_port")
     gpus = torch.cuda.device_count()
-    local = experiment.nni.training_service.get("platform") == "local"
-    if experiment.nni.trial_gpus > gpus and local:
+    if experiment.nni.trial_gpus > gpus and platform(experiment) == "local":
         raise UserError(
             f"nni.trial_gpus: {experiment.nni.trial_gpus} is more than the {gpus} GPUs of this "
             "machine"
@@ -139,33 +144,15 @@ def _check_space(experiment: Experiment, data: DataSplits, fsp: bool) -> None:
         )
 
 
-def training_service(experiment: Experiment) -> Any:
-    """NNI's own settings object of the training service.
-
-    Raises
-    ------
-    UserError
-        If NNI does not know the platform or one of the keys.
-    """
-    from nni.experiment.config.training_service import TrainingServiceConfig
-    from nni.experiment.config.utils import load_training_service_config
-
-    given = experiment.nni.training_service
-    try:
-        service = load_training_service_config(given)
-    except (AttributeError, TypeError, ValueError) as e:
-        raise UserError(f"nni.training_service: {given!r} is not allowed: {e}") from e
-    if experiment.nni.trial_gpus and getattr(service, "use_active_gpu", True) is None:
-        service.use_active_gpu = True  # NNI wants an answer; a desktop's only GPU is always active
-    if not isinstance(service, TrainingServiceConfig):
-        raise UserError(
-            f"nni.training_service: {given!r} names no platform of NNI, such as local or remote"
-        )
-    return service
-
-
-def check_port(port: int) -> None:
+def check_port(port: int, key: str = "port") -> None:
     """Refuse a port that somebody already listens on.
+
+    Parameters
+    ----------
+    port
+        The port.
+    key
+        Its key below ``nni``.
 
     Raises
     ------
@@ -175,10 +162,10 @@ def check_port(port: int) -> None:
     with socket.socket() as s:
         s.settimeout(2)
         if s.connect_ex(("127.0.0.1", port)) == 0:
+            free = "with --port" if key == "port" else f"with --set nni.{key}=N"
             raise UserError(
-                f"nni.port: {port} is in use; choose a free one with --port, or stop what "
-                "listens there "
-                "('nnictl experiment list' names NNI's own)"
+                f"nni.{key}: {port} is in use; choose a free one {free}, or stop what listens "
+                "there ('nnictl experiment list' names NNI's own)"
             )
 
 

@@ -24,6 +24,7 @@ from ._findings import write_findings
 from ._preflight import build_parts
 from ._records import Recorder
 from ._state import RunState
+from ._trials import manager_ip, serves_store, trial_code
 from .schema import Experiment
 
 __all__ = ["Nni", "count_trials", "search"]
@@ -112,7 +113,7 @@ def search(
 
     nni = open_nni(space, evaluator, strategy, trials, trials + count_networks(settings), on_engine)
     status = "failed"
-    with _inside(run / "trial_code"):
+    with _served(settings, run, store), _inside(trial_code(run)):
         try:
             nni.start()
             wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
@@ -131,10 +132,14 @@ def search(
             status = "interrupted"
             raise
         finally:
-            state.ended(status)
-            nni.stop()
+            try:
+                # On a full disk the news is what stopped the run.
+                with contextlib.suppress(*([] if status == "finished" else [OSError])):
+                    state.ended(status)
+            finally:
+                nni.stop()
             if html:
-                with contextlib.suppress(UserError):
+                with contextlib.suppress(UserError, OSError):
                     build_report(run)
 
 
@@ -153,10 +158,19 @@ def count_trials(settings: Experiment, strategy: Any) -> int:
     return int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
 
 
+def _served(settings: Experiment, run: Path, store: Path) -> contextlib.AbstractContextManager[Any]:
+    """Serve the store to the trials, where they cannot reach it as files."""
+    if settings.nni.engine != "ts" or not serves_store(settings):
+        return contextlib.nullcontext()
+    from nni_robust.store_server import make_token, serve_store
+
+    token = make_token(trial_code(run))
+    return serve_store(store, token, manager_ip(settings), settings.nni.store_port)
+
+
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Work in an empty folder: NNI sends the current directory to the trials' machines."""
-    folder.mkdir(exist_ok=True)
+    """Work in the folder of the trial code: NNI sends the current directory to the trials."""
     before = Path.cwd()
     os.chdir(folder)
     try:

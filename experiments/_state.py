@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
 import time
+import warnings
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nni_robust.store import read_json, write_json
+from nni_robust.config import read_yaml
+from nni_robust.errors import DamageWarning, UserError
+from nni_robust.redaction import redact_text
+from nni_robust.store import read_json, remove_temporaries, set_aside, write_json
 
 from .schema import Experiment
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "begin", "other_settings", "read_state"]
 
 _PACKAGES = (
     "nni-robust",
@@ -31,16 +36,107 @@ _PACKAGES = (
 )
 
 
+def read_state(run: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says; None where there is none.
+
+    A damaged one is set aside with a :class:`DamageWarning`: all that a resumed run needs of it can
+    be found elsewhere in the folder, unless its store lies outside.
+    """
+    path = run / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        value = read_json(path)
+        if isinstance(value, dict):
+            _check(value)
+            return value
+        problem = f"'{path}' is damaged: it holds no mapping"
+    except UserError as e:
+        problem = str(e)
+    except (KeyError, TypeError, ValueError) as e:
+        problem = f"'{path}' is damaged: {type(e).__name__} {e}"
+    aside = set_aside(path)
+    warnings.warn(
+        DamageWarning(f"{problem}; set aside as '{aside.name}' and begun anew"), stacklevel=2
+    )
+    return None
+
+
+def _check(value: dict[str, Any]) -> None:
+    """Look at what is relied on; raises what a look at something else raises."""
+    float(value["seconds"])
+    for entry in value["nni"]:
+        str(entry["id"])
+
+
+def begin(run: Path, settings: Experiment) -> dict[str, Any]:
+    """Write the ``run.json`` of a run that has not started; its content."""
+    value = {
+        "name": settings.name,
+        "created": _now(),
+        "status": "waiting",
+        "seconds": 0.0,
+        "nni": [],
+        "settings": _comparable(settings.as_mapping()),
+    }
+    write_json(run / "run.json", value)
+    return value
+
+
+def other_settings(run: Path, settings: Experiment) -> str | None:
+    """How settings differ from those that a run was begun with; None if they do not.
+
+    Settings below ``nni`` may differ: they say how trials run, and not what comes out of them.
+    """
+    kept = (read_state(run) or {}).get("settings")
+    if kept is None:  # begun by a version that kept them in config.yaml only
+        kept = _comparable(read_yaml(run / "config.yaml"))
+    then, now = _flat(kept), _flat(_comparable(settings.as_mapping()))
+    changed = [
+        f"{key}: {then.get(key, '(absent)')!r} there, {now.get(key, '(absent)')!r} now"
+        for key in sorted({*then, *now})
+        if then.get(key, _ABSENT) != now.get(key, _ABSENT)
+    ]
+    return "; ".join(changed) or None
+
+
+_ABSENT = object()
+
+
+def _comparable(settings: Any) -> dict[str, Any]:
+    """Settings as JSON keeps them, without those that may change."""
+    plain: dict[str, Any] = _plain({k: v for k, v in settings.items() if k != "nni"})
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        flat: dict[str, Any] = {}
+        for key, inner in value.items():
+            flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}
+
+
 class RunState:
     """``run.json``: what the run is and how it stands."""
 
     def __init__(self, run: Path, settings: Experiment, store: Path) -> None:
+        remove_temporaries(run)
         self.path = run / "run.json"
         self.start = time.monotonic()
-        if self.path.is_file():
-            self.value = read_json(self.path)
-        else:
-            self.value = {"name": settings.name, "created": _now(), "seconds": 0.0, "nni": []}
+        self.value = read_state(run) or begin(run, settings)
+        self.value.setdefault("settings", _comparable(settings.as_mapping()))
         self.before = float(self.value["seconds"])
         self.value.update(status="running", versions=_versions(), machine=_machine())
         if store != run / "store":
@@ -78,7 +174,7 @@ def _machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "argv": [Path(sys.argv[0]).name, *map(redact_text, sys.argv[1:])],
     }
 
 

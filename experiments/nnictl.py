@@ -3,8 +3,8 @@
 ``nni-robust nni-config EXPERIMENT --out RUN`` makes a run folder with the resolved experiment and
 an NNI configuration, ``RUN/nnictl.yml``. Its tuner is :class:`ExperimentTuner`, which runs the same
 search as ``nni-robust run`` inside NNI's tuner process; trials, web UI, ``nnictl experiment
-status/view/export/stop`` and ``nnictl resume`` are then NNI's own. Register the tuner once with
-``nnictl algo register --meta RUN/algo.yml`` to use it by name.
+status/view/export/stop`` and ``nnictl resume`` are then NNI's own. Whoever has registered the tuner
+with ``nnictl algo register --meta RUN/algo.yml`` can name it `NniRobust` (``--registered``).
 
 Imports stay light: NNI gives a tuner's process ten seconds from start to connection.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,9 +35,16 @@ _REGISTERED = "NniRobust"
 
 
 def write_nni_config(
-    experiment: str, *, out: str | None = None, overrides: Sequence[str] = ()
+    experiment: str,
+    *,
+    out: str | None = None,
+    overrides: Sequence[str] = (),
+    registered: bool = False,
 ) -> Path:
     """Make a run folder that ``nnictl create`` can start.
+
+    Everything is a trial there, also where the file says ``engine: sequential`` or looks results up
+    in a table.
 
     Parameters
     ----------
@@ -48,6 +54,8 @@ def write_nni_config(
         Run folder; None is ``runs/<name>``, numbered where that is taken.
     overrides
         ``section.key=value`` changes of the file.
+    registered
+        Name the tuner as ``nnictl algo register`` knows it, instead of by its class.
 
     Returns
     -------
@@ -60,43 +68,67 @@ def write_nni_config(
     """
     from nni_robust.errors import UserError
     from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
+    from nni_robust.redaction import find_secrets
     from nni_robust.store import write_yaml
+    from nni_robust.store_server import make_token
 
     from ._final import count_networks
     from ._preflight import build_strategy, check_writable, preflight
     from ._search import count_trials
-    from .runner import open_run, trial_threads
+    from ._state import begin
+    from ._trials import (
+        manager_ip,
+        platform,
+        serves_store,
+        trial_code,
+        trial_environment,
+        trial_interpreter,
+    )
+    from .runner import open_run, store_folder
 
     settings, run = open_run(experiment, out, False, None, overrides)
-    if settings.nni.engine != "ts":
-        raise UserError(f"nni.engine: {settings.nni.engine!r} is not allowed with nnictl; 'ts' is")
+    settings = _as_trials(settings)
     data = preflight(settings)
     check_writable(run)
-    (run / "trial_code").mkdir(exist_ok=True)
+    secrets = find_secrets(settings.nni.training_service, "nni.training_service")
+    if secrets:
+        raise UserError(
+            f"{secrets[0][0]} is not allowed with nnictl, whose configuration would show it; use a "
+            "key file without a passphrase, or 'nni-robust run'"
+        )
+    code = trial_code(run)
     write_yaml(run / "config.yaml", settings.as_mapping())
+    begin(run, settings)
     strategy = build_strategy(settings)
-    environment = " ".join(f"{k}={v}" for k, v in trial_threads(settings).items())
-    command = [sys.executable, "-m", "nni_robust.nni_adapter.job", str(run)]
+    environment = " ".join(f"{k}={v}" for k, v in trial_environment(settings).items())
+    store = shlex.quote(str(store_folder(run, None)))
+    command = f"{trial_interpreter(settings)} -m nni_robust.nni_adapter.job {store}"
     nni = settings.nni
     config: dict[str, Any] = {
         "experimentName": settings.name,
         "experimentWorkingDirectory": str(run / "nni"),
         # The tuner knows the space; NNI wants one here, shows it and filters trials by it.
         "searchSpace": _search_space(settings, data.num_classes),
-        "trialCommand": f"{environment} {TRIAL_ENVIRONMENT} {shlex.join(command)}",
-        "trialCodeDirectory": str(run / "trial_code"),
+        "trialCommand": f"{environment} {TRIAL_ENVIRONMENT} {command}",
+        "trialCodeDirectory": str(code),
         "trialConcurrency": nni.concurrency,
-        "maxTrialNumber": count_trials(settings, strategy) + count_networks(settings),
+        # One more than there are: with its last trial the manager would ask for no other, and one
+        # that died could not be started again. The tuner says when the end has come.
+        "maxTrialNumber": count_trials(settings, strategy) + count_networks(settings) + 1,
         "trialGpuNumber": nni.trial_gpus,
         "tuner": {
             "className": _TUNER,
-            "codeDirectory": str(run / "trial_code"),  # NNI wants one; the class is installed
+            "codeDirectory": str(code),  # NNI wants one; the class is installed
             "classArgs": {"run": str(run)},
         },
         "trainingService": dict(nni.training_service),
     }
-    if nni.trial_gpus and nni.training_service.get("platform") == "local":
+    if platform(settings) != "local":
+        config["nniManagerIp"] = manager_ip(settings)
+    elif nni.trial_gpus:
         config["trainingService"].setdefault("useActiveGpu", True)
+    if serves_store(settings):
+        make_token(code)
     write_yaml(run / "nnictl.yml", config)
     write_yaml(
         run / "algo.yml",
@@ -150,12 +182,13 @@ class ExperimentTuner(Tuner):
         from nni_robust.nni_adapter.tuner_engine import manager_url
 
         from ._search import search
-        from .runner import store_folder
+        from .runner import same_settings, store_folder
         from .schema import load_experiment
 
         channel = os.environ["NNI_TUNER_COMMAND_CHANNEL"]
         try:
             settings = load_experiment(str(self.run / "config.yaml"))
+            same_settings(self.run, settings)
             search(
                 settings,
                 self.run,
@@ -188,11 +221,14 @@ class ExperimentTuner(Tuner):
         total: int,
         on_engine: Callable[[Any], None],
     ) -> _InsideNni:
+        from nni_robust.nni_adapter.job import JOBS
         from nni_robust.nni_adapter.tuner_engine import TunerEngine, manager_url
+        from nni_robust.store import Store
 
-        engine = TunerEngine(
-            self.run / "jobs", manager_url(os.environ["NNI_TUNER_COMMAND_CHANNEL"])
-        )
+        from .runner import store_folder
+
+        jobs = Store(store_folder(self.run, None)).folder(JOBS)
+        engine = TunerEngine(jobs, manager_url(os.environ["NNI_TUNER_COMMAND_CHANNEL"]))
         engine.budget = trials
         return _InsideNni(self, space, evaluator, strategy, engine, on_engine)
 

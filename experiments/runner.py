@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
-from nni_robust.errors import UserError
-from nni_robust.store import read_json
+from nni_robust.errors import UserError, disk_full
+from nni_robust.store import check_space, full_sentence
 
+from ._state import other_settings, read_state
 from .schema import Experiment, load_experiment, shipped
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "run_experiment",
     "store_folder",
     "terminate_as_interrupt",
-    "trial_threads",
 ]
 
 
@@ -88,7 +86,7 @@ def run_experiment(
         if settings.nni.engine == "ts":
             check_port(settings.nni.port)
         data = preflight(settings)
-        with terminate_as_interrupt():
+        with terminate_as_interrupt(), told_if_full(run, store_folder(run, store)):
             search(
                 settings,
                 run,
@@ -109,19 +107,24 @@ def run_experiment(
 def store_folder(run: Path, asked: str | None) -> Path:
     if asked is not None:
         return Path(asked).resolve()
-    kept = read_json(run / "run.json").get("store") if (run / "run.json").is_file() else None
+    kept = (read_state(run) or {}).get("store")
     return Path(kept) if kept else run / "store"
 
 
 def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
     """End what a killed process of this run left behind: NNI's manager and its trials."""
-    if not (run / "run.json").is_file():
+    state = read_state(run)
+    kept = [str(entry["id"]) for entry in (state or {"nni": []})["nni"]]
+    # Where run.json was lost, NNI's own folders have the names of their experiments.
+    there = sorted(p.name for p in run.glob("nni/*") if p.is_dir() and not p.is_symlink())
+    experiments = list(dict.fromkeys([*kept, *there]))
+    if not experiments:
         return
     from nni_robust.nni_adapter.experiment import stop_orphan
 
-    for earlier in read_json(run / "run.json")["nni"]:
-        if stop_orphan(earlier["id"]):
-            report(f"stopped NNI experiment {earlier['id']}, left over from a killed run")
+    for experiment in experiments:
+        if stop_orphan(experiment):
+            report(f"stopped NNI experiment {experiment}, left over from a killed run")
 
 
 @contextlib.contextmanager
@@ -141,6 +144,25 @@ def terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def told_if_full(run: Path, store: Path) -> Iterator[None]:
+    """Where a run ends for want of space, say so, whatever went wrong first.
+
+    Raises
+    ------
+    UserError
+        Naming the folder.
+    """
+    try:
+        yield
+    except Exception as e:
+        for folder in (store, run):
+            check_space(folder)
+        if disk_full(e):
+            raise UserError(full_sentence(run)) from e
+        raise
+
+
 def open_run(
     experiment: str, out: str | None, resume: bool, port: int | None, overrides: Sequence[str]
 ) -> tuple[Experiment, Path]:
@@ -152,7 +174,9 @@ def open_run(
             raise UserError(f"'{experiment}' is a run folder; add --resume to go on with it")
         if out is not None and Path(out).resolve() != folder.resolve():
             raise UserError(f"--out '{out}' is not the run folder '{experiment}' to resume")
-        return load_experiment(str(folder / "config.yaml"), changes), folder.resolve()
+        settings = load_experiment(str(folder / "config.yaml"), changes)
+        same_settings(folder, settings)
+        return settings, folder.resolve()
     settings = load_experiment(experiment, changes)
     if not resume:
         run = Path(out) if out else _free(Path("runs", settings.name))
@@ -164,7 +188,7 @@ def open_run(
     run = Path(out) if out else _latest(Path("runs", settings.name))
     if not (run / "config.yaml").is_file():
         raise UserError(f"nothing to resume: '{run}' holds no run")
-    _same_settings(run, settings)
+    same_settings(run, settings)
     return settings, run.resolve()
 
 
@@ -183,26 +207,20 @@ def _latest(base: Path) -> Path:
     return max(taken, key=lambda p: (p / "config.yaml").stat().st_mtime, default=base)
 
 
-def _same_settings(run: Path, settings: Experiment) -> None:
-    """Refuse to go on under other settings: the results in the folder would not fit them."""
-    kept = _flat(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    asked = _flat(settings.as_mapping())
-    changed = [
-        f"{key}: {kept.get(key, '(absent)')!r} there, {asked.get(key, '(absent)')!r} now"
-        for key in sorted({*kept, *asked})
-        if kept.get(key) != asked.get(key) and not key.startswith("nni.")
-    ]
+def same_settings(run: Path, settings: Experiment) -> None:
+    """Refuse to go on under other settings: the results in the folder would not fit them.
+
+    Raises
+    ------
+    UserError
+        With every setting that is another than when the run was begun.
+    """
+    changed = other_settings(run, settings)
     if changed:
-        raise UserError(f"'{run}' was started with other settings: {'; '.join(changed)}")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        flat: dict[str, Any] = {}
-        for key, inner in value.items():
-            flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix: value}
+        raise UserError(
+            f"'{run}' was begun with other settings: {changed}. Only nni.* may change; undo the "
+            "change, or start a new run in another folder"
+        )
 
 
 class _StartedNni:
@@ -224,6 +242,8 @@ class _StartedNni:
 
         from nni_robust.nni_adapter.experiment import RobustNasExperiment
 
+        from ._trials import trial_environment, trial_interpreter
+
         silence_stdout()
         self.experiment = RobustNasExperiment(
             space,
@@ -231,7 +251,8 @@ class _StartedNni:
             strategy,
             _nni_config(self.settings, self.run, total),
             budget=trials,
-            environment=trial_threads(self.settings),
+            environment=trial_environment(self.settings),
+            interpreter=trial_interpreter(self.settings),
             on_engine=on_engine,
         )
         return self
@@ -261,7 +282,7 @@ class _StartedNni:
 def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
     from nni.nas.experiment import NasExperimentConfig
 
-    from ._preflight import training_service
+    from ._trials import manager_ip, platform, training_service
 
     nni = settings.nni
     config = NasExperimentConfig(nni.engine, "simplified", "local")
@@ -274,13 +295,6 @@ def _nni_config(settings: Experiment, run: Path, trials: int) -> Any:
     config.max_trial_number = trials
     config.trial_gpu_number = nni.trial_gpus
     config.training_service = training_service(settings)
+    if platform(settings) != "local":
+        config.nni_manager_ip = manager_ip(settings)
     return config
-
-
-def trial_threads(settings: Experiment) -> dict[str, str]:
-    """Trials side by side share the cores; torch would give every one of them all."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = settings.nni.trial_threads or max(1, cores // settings.nni.concurrency)
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

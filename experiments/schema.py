@@ -15,6 +15,7 @@ from nni_robust import registry
 from nni_robust.config import as_mapping, parse, read_yaml, strict
 from nni_robust.data import absolute_task
 from nni_robust.errors import UserError, nearest
+from nni_robust.redaction import redact
 from nni_robust.task import Task
 from nni_robust.training import Recipe
 
@@ -96,7 +97,21 @@ class NniSettings:
     trial_threads
         CPU threads of one trial; None shares the cores evenly.
     training_service
-        NNI's training-service settings, such as ``{platform: local}``.
+        NNI's training-service settings, such as ``{platform: local}``. A value ``${NAME}`` is taken
+        from the environment, so that a password need not be in the file.
+    fork_trials
+        Fork local and remote trials from a process that has imported torch and NNI, which saves
+        seconds for each; see :mod:`nni_robust.nni_adapter.warm`.
+    trial_python
+        Interpreter of the trials, a path on their machines; None: this one for local trials, that
+        of ``pythonPath`` on remote machines.
+    store
+        How trials reach the run's store: as ``files`` (local trials, or a file system that all
+        machines have at the same path) or over ``http``. ``auto``: files for local trials only.
+    store_port
+        Port of the store's server, where there is one.
+    manager_ip
+        Address under which other machines reach this one; None: that of the way to the first one.
     """
 
     engine: Literal["ts", "sequential"] = "ts"
@@ -108,6 +123,11 @@ class NniSettings:
     training_service: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"platform": "local"}
     )
+    fork_trials: bool = True
+    trial_python: str | None = None
+    store: Literal["auto", "files", "http"] = "auto"
+    store_port: int = 8082
+    manager_ip: str | None = None
 
     __pydantic_config__ = strict
 
@@ -115,6 +135,7 @@ class NniSettings:
         for name, low, high in (
             ("concurrency", 1, 1000),
             ("port", 1, 65535),
+            ("store_port", 1, 65535),
             ("trial_gpus", 0, 64),
         ):
             value = getattr(self, name)
@@ -147,7 +168,7 @@ class Experiment:
             "strategy": self.strategy.as_mapping(),
             "evaluator": self.evaluator.as_mapping(),
             "final": None if self.final is None else as_mapping(self.final),
-            "nni": as_mapping(self.nni),
+            "nni": redact(as_mapping(self.nni)),
         }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nni_robust._teacher import ROBUSTBENCH, Teacher
 from nni_robust.config import as_mapping
 from nni_robust.errors import UserError
-from nni_robust.store import Store, content_key
+from nni_robust.store import content_key, open_store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +98,7 @@ def teacher_from_store(
         network = _from_robustbench(teacher.architecture, num_classes)
     else:
         network = build_teacher(teacher, num_classes, pretrained=False)
-    load_weights(network, Store(store).folder(key) / "weights.safetensors")
+    load_weights(network, open_store(store).file(key, "weights.safetensors"))
     return _ready(network, teacher, num_classes, input_shape)
 
 

@@ -26,7 +26,7 @@ from nni_robust.cost import measure_cost
 from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
 from nni_robust.evaluation import evaluate
-from nni_robust.store import Store, content_key
+from nni_robust.store import content_key, open_store
 from nni_robust.task import Task
 from nni_robust.training import Recipe, save_weights, train
 from nni_robust.trial import StoredEvaluator, default_device, report_epoch
@@ -167,7 +167,7 @@ class TeacherTraining(StoredEvaluator):
         if self.store is None:
             return self._train(data, None)
         part = self._part("attack", "budget", "test_limit")
-        key, store = content_key("teacher's weights", part), Store(self.store)
+        key, store = content_key("teacher's weights", part), open_store(self.store)
         record = store.once(key, lambda folder: {"history": self._train(data, folder)[1]})
         return (
             teacher_from_store(self.store, key, self.teacher, data.num_classes, shape),

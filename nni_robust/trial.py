@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import nni
 from nni.nas.evaluator import Evaluator
 
+from nni_robust import __version__
 from nni_robust.nni_adapter.metrics import shown_metrics
 from nni_robust.nni_adapter.spaces import space_class
-from nni_robust.store import Store, content_key
+from nni_robust.store import Store, content_key, open_store
 
 __all__ = ["StoredEvaluator", "default_device", "report_epoch"]
 
@@ -93,9 +95,10 @@ class StoredEvaluator(Evaluator):
         if self.store is None:
             record = self.measure(model, None)
         else:
-            key = self.key(model)
-            store = Store(self.store)
-            record = store.once(key, self._kept(model, key))
+            # Where the trial was sent from the key was made; another machine, without a file that
+            # is part of it, would make another one.
+            key = getattr(model, "stored_key", None) or self.key(model)
+            record = open_store(self.store).once(key, self._kept(model, key))
         if nni.get_current_parameter() is not None:
             nni.report_final_result(shown_metrics(record["metrics"], attacked=self.attacked))
         return record
@@ -107,6 +110,11 @@ class StoredEvaluator(Evaluator):
                 "phase": self.phase,
                 "key": key,
                 "trial": os.environ.get("NNI_TRIAL_JOB_ID"),
+                "ran": {
+                    "host": platform.node(),
+                    "nni_robust": __version__,
+                    "package": str(Path(__file__).parent),
+                },
                 "sample": dict(model.sample) if self.uses_sample and model.sample else {},
                 **record,
             }

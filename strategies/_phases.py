@@ -6,19 +6,59 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from nni.nas.execution.event import ModelEventType
 from nni.nas.space import ModelStatus
 from nni.nas.strategy import Strategy
 
 from nni_robust.errors import UserError
+from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import Sample
 from nni_robust.store import Store
+from nni_robust.supernet import build_supernet
 from nni_robust.trial import StoredEvaluator
 
-__all__ = ["PhasedStrategy"]
+__all__ = ["PhasedStrategy", "blank_space", "check_supernet"]
 
 _log = logging.getLogger(__name__)
+
+
+def blank_space(model_space: Any, **changes: Any) -> Any:
+    """A new space of the same class and arguments, without weights where that is possible.
+
+    Parameters
+    ----------
+    model_space
+        NNI's executable space.
+    changes
+        Named arguments that differ.
+    """
+
+    def build() -> Any:
+        arguments = {**model_space.model.trace_kwargs, **changes}
+        return space_class(model_space)(*model_space.model.trace_args, **arguments)
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError:  # it asks tensors for their values, as AutoFormer of NNI's hub does
+        return build()
+
+
+def check_supernet(model_space: Any) -> None:
+    """Refuse, before any work, a space that has nothing to choose or cannot share weights.
+
+    Raises
+    ------
+    UserError
+        With the reason.
+    """
+    space = blank_space(model_space)
+    if not space.simplify():
+        raise UserError(f"space {type(space).__name__} has no choices; there is nothing to search")
+    with torch.device("meta"):
+        build_supernet(space)
 
 
 class PhasedStrategy(Strategy):
@@ -102,7 +142,9 @@ class PhasedStrategy(Strategy):
         each = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen] * len(samples)
         positions: list[int] = []
         for sample, evaluator in zip(samples, each, strict=True):
-            if not self.wait_for_resource():
+            # All at once: NNI's manager starts the next one as soon as there is room, while a
+            # strategy that waits for room costs two more seconds each time.
+            if not self.engine.budget_available():
                 _log.warning(
                     "no budget for %d of %d candidates",
                     len(samples) - len(positions),

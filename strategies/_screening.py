@@ -22,7 +22,15 @@ from nni_robust.config import as_mapping, parse, strict
 from nni_robust.data import load_task
 from nni_robust.errors import UserError
 from nni_robust.sampling import Sample
-from nni_robust.store import Store, append_record, content_key, read_json, read_records, write_json
+from nni_robust.store import (
+    Store,
+    append_record,
+    content_key,
+    open_store,
+    read_json,
+    read_records,
+    write_json,
+)
 from nni_robust.supernet import build_supernet, inherit
 from nni_robust.task import Task
 from nni_robust.training import Recipe, recalibrate_bn
@@ -30,6 +38,8 @@ from nni_robust.training.weights import load_weights
 from nni_robust.trial import StoredEvaluator, default_device
 
 __all__ = ["FspScreening", "Screen", "hand_over", "survivors"]
+
+_SAMPLES = "samples.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +159,11 @@ class FspScreening(StoredEvaluator):
     def measure(self, model: Any, folder: Path | None) -> dict[str, Any]:
         """The distances are ``"screened"`` of the record: one entry per sample, in order."""
         assert folder is not None  # a store is required
-        store, start = Store(str(self.store)), time.monotonic()
+        store, start = open_store(str(self.store)), time.monotonic()
         supernet = build_supernet(model.model.trace_copy().get(traceable=False))
-        load_weights(supernet, store.folder(self.supernet) / "weights.safetensors")
+        load_weights(supernet, store.file(self.supernet, "weights.safetensors"))
         data = load_task(self.task)
-        samples = read_json(_file(store, self.samples))
+        samples = read_json(store.file(self.samples, _SAMPLES))
         done = folder / "screened.jsonl"
         for sample in samples[len(read_records(done)) :]:
             append_record(done, self._measured(supernet, sample, data))
@@ -203,12 +213,8 @@ def hand_over(store: Store, samples: Sequence[Sample]) -> str:
         The key that :class:`FspScreening` takes.
     """
     key = content_key("samples", list(samples))
-    write_json(_file(store, key), list(samples))
+    write_json(store.folder(key) / _SAMPLES, list(samples))
     return key
-
-
-def _file(store: Store, key: str) -> Path:
-    return store.folder(key) / "samples.json"
 
 
 def survivors(screened: Sequence[Mapping[str, Any]], screen: Screen, most: int) -> list[int]:

@@ -16,7 +16,7 @@ from nni_robust.data import derive_seed, load_task
 from nni_robust.errors import UserError
 from nni_robust.predictor import rank_agreement
 from nni_robust.sampling import draw_distinct
-from nni_robust.store import Store
+from nni_robust.store import open_store
 from nni_robust.supernet import build_supernet
 from nni_robust.task import Task
 from nni_robust.training import Recipe
@@ -131,7 +131,7 @@ class SignalComparison(StoredEvaluator):
             uniform=True,
         )
         supernet = build_supernet(space).to(device)
-        weights = Store(str(self.store)).folder(self.supernet) / "weights.safetensors"
+        weights = open_store(str(self.store)).file(self.supernet, "weights.safetensors")
         load_weights(supernet, weights)
         networks = [
             take_path(

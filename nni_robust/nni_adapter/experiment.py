@@ -28,7 +28,7 @@ from nni.runtime.tuner_command_channel import TunerCommandChannel
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter import check_version
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
-from nni_robust.nni_adapter.replay import ReplayMixin
+from nni_robust.nni_adapter.replay import CANCELLED, ReplayMixin
 from nni_robust.nni_adapter.spaces import ReadableModelSpace
 
 __all__ = ["RobustNasExperiment", "stop_orphan"]
@@ -67,6 +67,17 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
                 "--resume"
             )
 
+    def allow_another(self) -> None:
+        trials = int(self.nodejs_binding.get_experiment_profile()["params"]["maxTrialNumber"])
+        self.nodejs_binding.update_max_trial_number(trials + 1)
+
+    def _trial_end_callback(self, command: Any) -> None:
+        if command.event in CANCELLED and len(command.parameter_ids) == 1:
+            model = self._find_reference_model(command.parameter_ids[0])
+            if model is not None:
+                model.cancelled = True
+        super()._trial_end_callback(command)
+
     def dispatch_model_event(self, event: Any, **kwargs: Any) -> None:
         try:
             super().dispatch_model_event(event, **kwargs)
@@ -76,7 +87,7 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
 
 
 class _SequentialEngine(ReplayMixin, SequentialExecutionEngine):
-    pass
+    retries = 0
 
 
 class RobustNasExperiment(NasExperiment):
@@ -91,6 +102,8 @@ class RobustNasExperiment(NasExperiment):
         Most models that the strategy may submit, replayed ones included; None is no limit of ours.
     environment
         Environment variables of the trial processes.
+    interpreter
+        What stands before ``-m MODULE`` in a trial's command; None is this Python.
     on_engine
         Called with the engine once NNI runs and before the strategy starts.
     """
@@ -104,6 +117,7 @@ class RobustNasExperiment(NasExperiment):
         *,
         budget: int | None = None,
         environment: dict[str, str] | None = None,
+        interpreter: str | None = None,
         on_engine: Callable[[Any], None] | None = None,
     ) -> None:
         check_version()
@@ -112,7 +126,8 @@ class RobustNasExperiment(NasExperiment):
         variables = [f"{name}={value}" for name, value in (environment or {}).items()]
         given = self.config._trial_command_params or {}
         envs = " ".join([given.get("envs", ""), *variables, TRIAL_ENVIRONMENT]).strip()
-        self.config._trial_command_params = {**given, "envs": envs}
+        python = {} if interpreter is None else {"python": interpreter}
+        self.config._trial_command_params = {**given, **python, "envs": envs}
 
     @property
     def engine(self) -> Any:

@@ -1,7 +1,7 @@
 """What goes between tuner and trials of an ``nnictl`` experiment; what such a trial runs.
 
-A trial is ``python -m nni_robust.nni_adapter.job RUN``. Its parameters name a job file of the run
-folder, which holds the model as NNI serialises it for its own NAS trials.
+A trial is ``python -m nni_robust.nni_adapter.job STORE``. Its parameters name a job file of the
+store, which holds the model as NNI serialises it for its own NAS trials.
 
 Imports stay light: NNI gives a tuner's process ten seconds from start to connection.
 """
@@ -15,11 +15,14 @@ from typing import Any
 import nni
 
 from nni_robust.errors import UserError
+from nni_robust.store import open_store
 
-__all__ = ["JOB", "Deferred", "refuse_pickle", "run_job"]
+__all__ = ["JOB", "JOBS", "Deferred", "refuse_pickle", "run_job"]
 
 #: Of a trial's parameters: the name of its job file.
 JOB = "job"
+#: Where the job files are in the store.
+JOBS = "jobs"
 
 
 class Deferred(list[dict[str, Any]]):
@@ -54,8 +57,13 @@ def refuse_pickle(text: str, what: str) -> None:
         )
 
 
-def run_job(run: Path) -> None:
+def run_job(store: Path) -> None:
     """Evaluate the model of this trial's parameters and report to NNI.
+
+    Parameters
+    ----------
+    store
+        Folder of the store, where trials reach it as files.
 
     Raises
     ------
@@ -63,12 +71,13 @@ def run_job(run: Path) -> None:
         If there is no such job, or the file holds a pickle.
     """
     parameters = nni.get_next_parameter()
-    path = run / "jobs" / f"{parameters[JOB]}.json"
+    path = open_store(store).file(JOBS, f"{parameters[JOB]}.json")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
         raise UserError(
-            f"no job file '{path}'; trials on other machines need the run folder at the same path"
+            f"no job file '{path}'; trials on other machines need the run folder at the same path, "
+            "or nni.store: http"
         ) from None
     refuse_pickle(text, f"'{path}'")
     nni.load(text).execute()

@@ -72,9 +72,15 @@ class ReadableModelSpace(SimplifiedModelSpace):
         dumped: dict[str, Any] = super()._dump()
         if self.sample is not None:
             dumped["mutation_summary"] = summary(self)
+            if hasattr(self.evaluator, "key"):
+                dumped["stored_key"] = self.evaluator.key(self)
         return dumped
 
     @classmethod
     def _load(cls, **attributes: Any) -> Any:
         attributes.pop("mutation_summary", None)
-        return super()._load(**attributes)
+        key = attributes.pop("stored_key", None)
+        model = super()._load(**attributes)
+        if key is not None:
+            model.stored_key = key  # of the trial's result in the store
+        return model

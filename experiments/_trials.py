@@ -1,0 +1,178 @@
+"""How NNI starts the trials of an experiment: interpreter, environment, and where the store is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_robust import registry
+from nni_robust.errors import UserError
+from nni_robust.redaction import redact, resolve
+
+if TYPE_CHECKING:
+    from .schema import Experiment
+
+__all__ = [
+    "manager_ip",
+    "platform",
+    "serves_store",
+    "training_service",
+    "trial_code",
+    "trial_environment",
+    "trial_interpreter",
+]
+
+#: Platforms where trials of one experiment follow each other on a machine.
+_KEEPS_MACHINES = ("local", "remote")
+
+
+def trial_interpreter(settings: Experiment) -> str:
+    """What stands before ``-m MODULE`` in a trial's command, ready for a shell.
+
+    Raises
+    ------
+    UserError
+        If the remote machines name different folders of their interpreters.
+    """
+    python = _python(settings)
+    if settings.nni.fork_trials and platform(settings) in _KEEPS_MACHINES:
+        return f"{shlex.quote(python)} -m nni_robust.nni_adapter.warm"
+    return shlex.quote(python)
+
+
+def _python(settings: Experiment) -> str:
+    if settings.nni.trial_python is not None:
+        return settings.nni.trial_python
+    if platform(settings) == "local":
+        return sys.executable
+    # pythonPath is a folder that NNI puts before PATH, where the machine's shell may undo it.
+    folders = {machine.python_path for machine in _machines(settings)}
+    if len(folders) > 1:
+        raise UserError(
+            "nni.trial_python is missing: the machines have different pythonPath "
+            f"({', '.join(sorted(map(str, folders)))}), and all trials have one command; give the "
+            "interpreter's path that holds on all of them, or python3 to take each machine's PATH"
+        )
+    folder = next(iter(folders), None)
+    return f"{folder}/python" if folder else "python3"
+
+
+def trial_environment(settings: Experiment) -> dict[str, str]:
+    """Environment variables of every trial; nothing secret, for NNI's web UI shows them."""
+    variables = _threads(settings)
+    if settings.nni.fork_trials and platform(settings) in _KEEPS_MACHINES:
+        from nni_robust.nni_adapter.warm import PRELOAD
+
+        variables[PRELOAD] = ",".join(_modules(settings))
+    if serves_store(settings):
+        from nni_robust.store_remote import URL
+
+        variables[URL] = f"http://{manager_ip(settings)}:{settings.nni.store_port}"
+    return variables
+
+
+def _threads(settings: Experiment) -> dict[str, str]:
+    """Trials side by side share the cores; torch would give every one of them all."""
+    threads = settings.nni.trial_threads
+    if threads is None and platform(settings) != "local":
+        return {}  # nobody knows here how many cores there are
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    threads = threads or max(1, cores // settings.nni.concurrency)
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def _modules(settings: Experiment) -> list[str]:
+    """Modules that every trial needs, imported once before the fork."""
+    parts = (
+        (registry.search_spaces, settings.space.name),
+        (registry.evaluators, settings.evaluator.name),
+        (registry.strategies, settings.strategy.name),  # its phases are trials
+    )
+    found = []
+    for known, name in parts:
+        cls = known.get(name)
+        found.append(getattr(cls, "__wrapped__", cls).__module__)
+    return list(dict.fromkeys(found))
+
+
+def serves_store(settings: Experiment) -> bool:
+    """Whether trials reach the store over HTTP, and not as files."""
+    how = settings.nni.store
+    return how == "http" or (how == "auto" and platform(settings) != "local")
+
+
+def manager_ip(settings: Experiment) -> str:
+    """Address under which the trials' machines reach this one.
+
+    Raises
+    ------
+    UserError
+        If it is not given and cannot be found out.
+    """
+    if settings.nni.manager_ip is not None:
+        return settings.nni.manager_ip
+    if platform(settings) == "local":
+        return "127.0.0.1"
+    try:
+        machine = _machines(settings)[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((machine.host, machine.port))  # sends nothing
+            return str(s.getsockname()[0])
+    except (OSError, IndexError):
+        raise UserError(
+            "nni.manager_ip is missing: the address under which the trials' machines reach this one"
+        ) from None
+
+
+def platform(settings: Experiment) -> str:
+    """NNI's name of the training service."""
+    return str(settings.nni.training_service.get("platform"))
+
+
+def _machines(settings: Experiment) -> list[Any]:
+    return list(getattr(training_service(settings), "machine_list", None) or [])
+
+
+def training_service(settings: Experiment) -> Any:
+    """NNI's own settings object of the training service.
+
+    Raises
+    ------
+    UserError
+        If NNI does not know the platform or one of the keys, or an environment variable is missing.
+    """
+    from nni.experiment.config.training_service import TrainingServiceConfig
+    from nni.experiment.config.utils import load_training_service_config
+
+    given = settings.nni.training_service
+    shown = redact(given)
+    try:
+        service = load_training_service_config(resolve(given, "nni.training_service"))
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"nni.training_service: {shown!r} is not allowed: {e}") from e
+    if settings.nni.trial_gpus and getattr(service, "use_active_gpu", True) is None:
+        service.use_active_gpu = True  # NNI wants an answer; a desktop's only GPU is always active
+    if not isinstance(service, TrainingServiceConfig):
+        raise UserError(
+            f"nni.training_service: {shown!r} names no platform of NNI, such as local or remote"
+        )
+    return service
+
+
+def trial_code(run: Path) -> Path:
+    """The folder whose content goes to the trials' machines; there is no code of ours in it.
+
+    Never the checkout: its folders have names, such as ``strategies``, that would hide other
+    packages from a trial, and it may hold anything.
+    """
+    folder = run / "trial_code"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
