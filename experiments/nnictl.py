@@ -11,6 +11,7 @@ Imports stay light: NNI gives a tuner's process ten seconds from start to connec
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shlex
@@ -117,8 +118,12 @@ def write_nni_config(
         "maxTrialNumber": count_trials(settings, strategy) + count_networks(settings) + 1,
         "trialGpuNumber": nni.trial_gpus,
         "tuner": {
-            "className": _TUNER,
-            "codeDirectory": str(code),  # NNI wants one; the class is installed
+            # NNI wants a directory beside a class; this one is installed.
+            **(
+                {"name": _REGISTERED}
+                if registered
+                else {"className": _TUNER, "codeDirectory": str(code)}
+            ),
             "classArgs": {"run": str(run)},
         },
         "trainingService": dict(nni.training_service),
@@ -140,6 +145,21 @@ def write_nni_config(
         },
     )
     return run / "nnictl.yml"
+
+
+def _as_trials(settings: Experiment) -> Experiment:
+    """NNI's training service, and a trial for every look-up too."""
+    from nni_robust import registry
+
+    from .schema import Part
+
+    evaluator = settings.evaluator
+    taken = registry.constructor_arguments(registry.evaluators.get(evaluator.name))
+    if taken is not None and "as_trials" in taken:
+        evaluator = Part(evaluator.name, {**evaluator.arguments, "as_trials": True})
+    return dataclasses.replace(
+        settings, evaluator=evaluator, nni=dataclasses.replace(settings.nni, engine="ts")
+    )
 
 
 def _search_space(settings: Experiment, num_classes: int) -> dict[str, Any]:

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "experiment", metavar="EXPERIMENT", help="name of a shipped experiment, or a YAML file"
     )
     parser.add_argument("--out", metavar="DIR", help="run folder (default: one below ./runs)")
+    parser.add_argument(
+        "--registered",
+        action="store_true",
+        help="name the tuner as 'nnictl algo register --meta DIR/algo.yml' registers it",
+    )
     add_overrides(parser, "setting of the file")
     add_json(parser)
 
@@ -30,7 +35,9 @@ def execute(args: argparse.Namespace) -> int:
     """Write the configuration and say how to start it."""
     from nni_robust.experiments.nnictl import write_nni_config
 
-    path = write_nni_config(args.experiment, out=args.out, overrides=args.overrides)
+    path = write_nni_config(
+        args.experiment, out=args.out, overrides=args.overrides, registered=args.registered
+    )
     command = ["nnictl", "create", "--config", str(path), "--port", "8080"]
     if args.json:
         print_json({"folder": str(path.parent), "config": str(path), "command": command})

@@ -1,9 +1,9 @@
 """A trial's final metrics in a form that NNI's web UI can offer for choice.
 
 The UI of NNI 3.0 lists, for all trials, the numeric keys of the *first* trial with a result, and
-draws what another trial lacks as zero. The first trial of a weight-sharing search is the supernet's,
-which has neither clean accuracy nor MACs, so nobody could choose them. Here every trial tells the
-same figures first; the run folder keeps only those that were measured.
+draws what another trial lacks as zero. The first trial of a weight-sharing search is the
+supernet's, which has neither clean accuracy nor MACs, so nobody could choose them. Here every trial
+tells the same figures first; the run folder keeps only those that were measured.
 """
 
 from __future__ import annotations
