@@ -135,7 +135,9 @@ class RunState:
         remove_temporaries(run)
         self.path = run / "run.json"
         self.start = time.monotonic()
-        self.value = read_state(run) or begin(run, settings)
+        # Without config.yaml it was killed before any work, maybe under other settings.
+        kept = read_state(run) if (run / "config.yaml").is_file() else None
+        self.value = kept or begin(run, settings)
         self.value.setdefault("settings", _comparable(settings.as_mapping()))
         self.before = float(self.value["seconds"])
         self.value.update(status="running", versions=_versions(), machine=_machine())

@@ -180,16 +180,24 @@ def open_run(
     settings = load_experiment(experiment, changes)
     if not resume:
         run = Path(out) if out else _free(Path("runs", settings.name))
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and not _untouched(run):
             raise UserError(
                 f"output folder '{run}' is not empty; add --resume to go on, or choose another"
             )
         return settings, run.resolve()
     run = Path(out) if out else _latest(Path("runs", settings.name))
     if not (run / "config.yaml").is_file():
+        if run.is_dir() and any(run.iterdir()) and _untouched(run):
+            return settings, run.resolve()  # killed before any work
         raise UserError(f"nothing to resume: '{run}' holds no run")
     same_settings(run, settings)
     return settings, run.resolve()
+
+
+def _untouched(run: Path) -> bool:
+    """Whether a folder is empty, or a run in it was killed before it did anything."""
+    early = (".lock", ".writable", "run.json", ".run.json.", ".config.yaml.")
+    return run.is_dir() and all(p.name.startswith(early) for p in run.iterdir())
 
 
 def _numbered(base: Path) -> Iterator[Path]:

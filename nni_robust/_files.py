@@ -47,9 +47,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: str | Path) -> None:
-    """Remove what kills in the middle of writing left; nobody else may be writing in the folder."""
-    for left in Path(folder).glob(".*.tmp"):
+def remove_temporaries(folder: str | Path, *, below: bool = False) -> None:
+    """Remove what kills in the middle of writing left; nobody else may be writing there.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    below
+        In all folders below it, too.
+    """
+    folder = Path(folder)
+    for left in folder.rglob(".*.tmp") if below else folder.glob(".*.tmp"):
         left.unlink(missing_ok=True)
 
 

@@ -180,7 +180,7 @@ class Store:
             with _damage() as damage:
                 known = self._whole_result(key)
                 if known is None:
-                    remove_temporaries(folder)
+                    remove_temporaries(folder, below=True)
                     start = time.monotonic()
                     try:
                         known = compute(folder)
