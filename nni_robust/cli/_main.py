@@ -31,6 +31,7 @@ VERBS = {
     "archs": ("nni_robust.cli._archs", "list the known architectures with their exact costs"),
     "show": ("nni_robust.cli._show", "print what an architecture is; draw its cells"),
     "report": ("nni_robust.cli._report", "write the HTML report of a run folder"),
+    "view": ("nni_robust.cli._view", "show a run that has ended in NNI's web UI"),
     "table": ("nni_robust.cli._table", "turn finished runs into a table to look up in"),
     "bench": ("nni_robust.cli._bench", "measure the library on this machine"),
     "doctor": ("nni_robust.cli._doctor", "check this machine and this installation"),
