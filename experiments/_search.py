@@ -113,7 +113,8 @@ def search(
 
     nni = open_nni(space, evaluator, strategy, trials, trials + count_networks(settings), on_engine)
     status = "failed"
-    with _served(settings, run, store), _inside(trial_code(run)):
+    code = trial_code(settings, run)
+    with _served(settings, code, store), _inside(code):
         try:
             nni.start()
             wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
@@ -158,14 +159,16 @@ def count_trials(settings: Experiment, strategy: Any) -> int:
     return int(getattr(strategy, "trials", None) or settings.nni.trials or 1)
 
 
-def _served(settings: Experiment, run: Path, store: Path) -> contextlib.AbstractContextManager[Any]:
+def _served(
+    settings: Experiment, code: Path, store: Path
+) -> contextlib.AbstractContextManager[Any]:
     """Serve the store to the trials, where they cannot reach it as files."""
-    if settings.nni.engine != "ts" or not serves_store(settings):
+    if not serves_store(settings):
         return contextlib.nullcontext()
     from nni_robust.store_server import make_token, serve_store
 
-    token = make_token(trial_code(run))
-    return serve_store(store, token, manager_ip(settings), settings.nni.store_port)
+    host, port = manager_ip(settings), settings.nni.store_port
+    return serve_store(store, make_token(code), host, port)
 
 
 @contextlib.contextmanager

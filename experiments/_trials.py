@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_robust import registry
+from nni_robust.config import as_mapping
 from nni_robust.errors import UserError
 from nni_robust.redaction import redact, resolve
+from nni_robust.store import write_json
 
 if TYPE_CHECKING:
     from .schema import Experiment
@@ -26,9 +28,6 @@ __all__ = [
     "trial_interpreter",
 ]
 
-#: Platforms where trials of one experiment follow each other on a machine.
-_KEEPS_MACHINES = ("local", "remote")
-
 
 def trial_interpreter(settings: Experiment) -> str:
     """What stands before ``-m MODULE`` in a trial's command, ready for a shell.
@@ -39,7 +38,7 @@ def trial_interpreter(settings: Experiment) -> str:
         If the remote machines name different folders of their interpreters.
     """
     python = _python(settings)
-    if settings.nni.fork_trials and platform(settings) in _KEEPS_MACHINES:
+    if _forks(settings):
         return f"{shlex.quote(python)} -m nni_robust.nni_adapter.warm"
     return shlex.quote(python)
 
@@ -64,10 +63,6 @@ def _python(settings: Experiment) -> str:
 def trial_environment(settings: Experiment) -> dict[str, str]:
     """Environment variables of every trial; nothing secret, for NNI's web UI shows them."""
     variables = _threads(settings)
-    if settings.nni.fork_trials and platform(settings) in _KEEPS_MACHINES:
-        from nni_robust.nni_adapter.warm import PRELOAD
-
-        variables[PRELOAD] = ",".join(_modules(settings))
     if serves_store(settings):
         from nni_robust.store_remote import URL
 
@@ -103,8 +98,9 @@ def _modules(settings: Experiment) -> list[str]:
 
 def serves_store(settings: Experiment) -> bool:
     """Whether trials reach the store over HTTP, and not as files."""
-    how = settings.nni.store
-    return how == "http" or (how == "auto" and platform(settings) != "local")
+    nni = settings.nni
+    over_http = nni.store == "http" or (nni.store == "auto" and platform(settings) != "local")
+    return nni.engine == "ts" and over_http
 
 
 def manager_ip(settings: Experiment) -> str:
@@ -167,7 +163,7 @@ def training_service(settings: Experiment) -> Any:
     return service
 
 
-def trial_code(run: Path) -> Path:
+def trial_code(settings: Experiment, run: Path) -> Path:
     """The folder whose content goes to the trials' machines; there is no code of ours in it.
 
     Never the checkout: its folders have names, such as ``strategies``, that would hide other
@@ -175,4 +171,19 @@ def trial_code(run: Path) -> Path:
     """
     folder = run / "trial_code"
     folder.mkdir(parents=True, exist_ok=True)
+    if _forks(settings):
+        from nni_robust.nni_adapter.warm import PRELOAD
+
+        what = {"modules": _modules(settings), "task": as_mapping(settings.task)}
+        write_json(folder / PRELOAD, what)
+    if serves_store(settings):
+        from nni_robust.store_server import make_token
+
+        make_token(folder)
     return folder
+
+
+def _forks(settings: Experiment) -> bool:
+    """Whether trials are forked: where those of an experiment follow each other on a machine."""
+    nni = settings.nni
+    return nni.engine == "ts" and nni.fork_trials and platform(settings) in ("local", "remote")

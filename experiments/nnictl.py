@@ -71,7 +71,6 @@ def write_nni_config(
     from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
     from nni_robust.redaction import find_secrets
     from nni_robust.store import write_yaml
-    from nni_robust.store_server import make_token
 
     from ._final import count_networks
     from ._preflight import build_strategy, check_writable, preflight
@@ -80,7 +79,6 @@ def write_nni_config(
     from ._trials import (
         manager_ip,
         platform,
-        serves_store,
         trial_code,
         trial_environment,
         trial_interpreter,
@@ -97,7 +95,7 @@ def write_nni_config(
             f"{secrets[0][0]} is not allowed with nnictl, whose configuration would show it; use a "
             "key file without a passphrase, or 'nni-robust run'"
         )
-    code = trial_code(run)
+    code = trial_code(settings, run)
     write_yaml(run / "config.yaml", settings.as_mapping())
     begin(run, settings)
     strategy = build_strategy(settings)
@@ -132,8 +130,6 @@ def write_nni_config(
         config["nniManagerIp"] = manager_ip(settings)
     elif nni.trial_gpus:
         config["trainingService"].setdefault("useActiveGpu", True)
-    if serves_store(settings):
-        make_token(code)
     write_yaml(run / "nnictl.yml", config)
     write_yaml(
         run / "algo.yml",

@@ -13,7 +13,7 @@ from nni_robust.data import folders as folders
 from nni_robust.data import svhn as svhn
 from nni_robust.data._torchvision import import_torchvision
 from nni_robust.data.images import Batch, Images, ImageSet
-from nni_robust.data.loading import absolute_task, load_dataset, load_task
+from nni_robust.data.loading import absolute_task, load_dataset, load_task, preload_task
 from nni_robust.data.seeding import derive_seed, generator, stratified_order
 from nni_robust.data.splits import DataSplits
 from nni_robust.data.streamed import StreamedImages
@@ -30,5 +30,6 @@ __all__ = [
     "import_torchvision",
     "load_dataset",
     "load_task",
+    "preload_task",
     "stratified_order",
 ]

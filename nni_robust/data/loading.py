@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,10 @@ from nni_robust.data.splits import DataSplits
 from nni_robust.data.streamed import MEMORY_LIMIT, StreamedImages
 from nni_robust.errors import UserError
 from nni_robust.registry import datasets
+from nni_robust.store import content_key
 from nni_robust.task import Task
 
-__all__ = ["DATA_VARIABLE", "absolute_task", "load_dataset", "load_task"]
+__all__ = ["DATA_VARIABLE", "absolute_task", "load_dataset", "load_task", "preload_task"]
 
 #: Environment variable that names the folder of the data sets.
 DATA_VARIABLE = "NNI_ROBUST_DATA"
@@ -106,18 +108,36 @@ def load_dataset(
     return splits
 
 
+#: Data that :func:`preload_task` read, by what determines them.
+_preloaded: dict[str, DataSplits] = {}
+
+
 def load_task(task: Task, *, test: bool = False) -> DataSplits:
     """The data of a task, see :func:`load_dataset`."""
-    return load_dataset(
-        task.dataset,
-        root=task.root,
-        validation=task.validation,
-        split_seed=task.split_seed,
-        train_limit=task.train_limit,
-        validation_limit=task.validation_limit,
-        test_limit=task.test_limit,
-        test=test,
-    )
+    arguments = _arguments(task)
+    known = None if test else _preloaded.get(content_key(arguments))
+    return load_dataset(**arguments, test=test) if known is None else known
+
+
+def preload_task(task: Task) -> None:
+    """Read the data of a task now; later :func:`load_task` without the test split gives them.
+
+    For a process that forks trials, which then share one copy in memory.
+    """
+    _preloaded[content_key(_arguments(task))] = load_task(task)
+
+
+def _arguments(task: Task) -> dict[str, Any]:
+    """What determines the data of a task, as :func:`load_dataset` takes it."""
+    return {
+        "name": task.dataset,
+        "root": task.root,
+        "validation": task.validation,
+        "split_seed": task.split_seed,
+        "train_limit": task.train_limit,
+        "validation_limit": task.validation_limit,
+        "test_limit": task.test_limit,
+    }
 
 
 def absolute_task(task: Task) -> Task:

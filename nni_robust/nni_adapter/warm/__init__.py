@@ -23,5 +23,6 @@ from __future__ import annotations
 
 __all__ = ["PRELOAD"]
 
-#: Environment variable: names of modules that the warm process imports, separated by commas.
-PRELOAD = "NNI_ROBUST_PRELOAD"
+#: File of the trial code that says what the warm process reads before it forks: a JSON mapping
+#: with ``modules`` (names) and ``task`` (settings of a :class:`nni_robust.task.Task`).
+PRELOAD = ".nni-robust-preload.json"

@@ -8,6 +8,7 @@ last fork. CUDA must not be touched before the fork; nothing here does more than
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -15,6 +16,7 @@ import socket
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from nni_robust.nni_adapter.warm import PRELOAD, _protocol
 
@@ -110,11 +112,24 @@ class Server:
             connection.close()
 
 
-def preload(names: list[str]) -> None:
-    """Import what trials need; a module that cannot be imported is the trials' own matter."""
-    for name in names:
+def preload(what: dict[str, Any]) -> None:
+    """Import and read what every trial needs; what cannot be had is the trials' own matter."""
+    for name in ["nni.nas.execution.training_service", *what.get("modules", [])]:
         with contextlib.suppress(Exception):
             import_module(name)
+    if "task" not in what:
+        return
+    import torch
+
+    from nni_robust.config import parse
+    from nni_robust.data import preload_task
+    from nni_robust.task import Task
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads would not live on in a fork
+    with contextlib.suppress(Exception):
+        preload_task(parse(Task, what["task"], "task"))
+    torch.set_num_threads(threads)
 
 
 def main(argv: list[str]) -> None:
@@ -122,8 +137,8 @@ def main(argv: list[str]) -> None:
     fd, path, pid, start = argv
     sys.path[0] = ""  # as `python -m` has it, for modules in the folder of the trial code
     listening = socket.socket(fileno=int(fd))
-    preload(["nni.nas.execution.training_service"])
-    preload([name for name in os.environ.get(PRELOAD, "").split(",") if name])
+    found = Path(PRELOAD)
+    preload(json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {})
     Server(listening, Path(path), (int(pid), start)).run()
 
 
