@@ -7,18 +7,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from nni_robust.config import as_mapping, parse
 from nni_robust.cost import Cost
 from nni_robust.data import absolute_task
 from nni_robust.errors import UserError
-from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.policy import Context, Options, attack_kind, options_for
 from nni_robust.store import content_key
 from nni_robust.task import Budget, Task
 from nni_robust.tasks import load_task_file, task_shape
 
+from ._phases import blank_space
 from ._rl_settings import Score
 
 __all__ = ["Target", "budget_of", "is_trainable", "resolve_tasks"]
@@ -60,11 +58,9 @@ class Target:
         self.key = content_key(settings)
         self.name = _name(task)
         self.classes, self.shape = task_shape(task)
-        arguments = dict(model_space.model.trace_kwargs)
-        if "num_classes" in arguments:  # networks get as many outputs as the task has classes
-            arguments["num_classes"] = self.classes
-        with torch.device("meta"):
-            space = space_class(model_space)(*model_space.model.trace_args, **arguments)
+        # Networks get as many outputs as the task has classes.
+        named = "num_classes" in model_space.model.trace_kwargs
+        space = blank_space(model_space, **({"num_classes": self.classes} if named else {}))
         self.options: Options = options_for(space, task, self.shape, minimum=minimum)
         self.stem_stride = int(getattr(getattr(space, "config", None), "stem_stride", 1))
         self.compresses = task.teacher is not None or task.budget is not None

@@ -30,7 +30,6 @@ from nni_robust.cost import Cost, measure_cost
 from nni_robust.data import load_task
 from nni_robust.distillation import MAPPINGS, CrossLayerTerm, SearchSettings
 from nni_robust.errors import UserError, nearest
-from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.relaxation import relax
 from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import append_record, write_json
@@ -38,7 +37,7 @@ from nni_robust.teacher import Teacher, TeacherTraining, teacher_from_store
 
 from ._cross_layer_export import tutor_map
 from ._cross_layer_search import CrossLayerSearch
-from ._phases import PhasedStrategy
+from ._phases import PhasedStrategy, blank_space
 
 __all__ = ["CrossLayerDistillation"]
 
@@ -50,7 +49,8 @@ class CrossLayerDistillation(PhasedStrategy):
 
     Works on any NNI space that :func:`nni_robust.relaxation.relax` takes; on others it learns
     tutors for a fixed network (`widths` other than ``searched``). The evaluator needs ``task``,
-    ``store`` and ``variant(teacher=key, tutors=settings)``, as `AdversarialTraining` has.
+    ``store``, ``teacher``, ``tutors`` and ``variant(teacher=key, tutors=settings)``, as
+    `AdversarialTraining` has.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class CrossLayerDistillation(PhasedStrategy):
     """
 
     name = "cross-layer-distillation"
-    needs = ("task", "store", "variant")
+    needs = ("task", "store", "teacher", "tutors", "variant")
 
     def __init__(
         self,
@@ -154,10 +154,8 @@ class CrossLayerDistillation(PhasedStrategy):
                 )
             self.teachers = [task.teacher]
         self.mutables = model_space.simplify()
+        self.space = blank_space(model_space)
         with torch.device("meta"):
-            self.space = space_class(model_space)(
-                *model_space.model.trace_args, **model_space.model.trace_kwargs
-            )
             try:
                 relax(self.space)
             except UserError as e:

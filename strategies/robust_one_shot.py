@@ -23,18 +23,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from nni_robust.analysis.fsp import fsp_taps
 from nni_robust.analysis.rejection import last_cells
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
 from nni_robust.errors import UserError, nearest
-from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
 from nni_robust.training import Recipe
 
-from ._phases import PhasedStrategy
+from ._phases import PhasedStrategy, blank_space, check_supernet
 from ._screening import FspScreening, Screen, hand_over, survivors
 from ._supernet_training import SupernetTraining
 
@@ -45,7 +45,8 @@ class RobustOneShot(PhasedStrategy):
     """Train a robust supernet, then rank candidates that inherit its weights.
 
     Works on any NNI space that NNI can turn into a supernet, with any evaluator that has ``task``,
-    ``store``, ``recipe`` and ``variant(supernet=key)``, as `AdversarialTraining` does.
+    ``store``, ``recipe``, ``supernet`` and ``variant(supernet=key)``, as `AdversarialTraining`
+    does.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class RobustOneShot(PhasedStrategy):
     """
 
     name = "robust-one-shot"
-    needs = ("task", "store", "recipe", "variant")
+    needs = ("task", "store", "recipe", "supernet", "variant")
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class RobustOneShot(PhasedStrategy):
             raise UserError(
                 "strategy.supernet is missing: neither it nor evaluator.train says how to train"
             )
+        check_supernet(model_space)
         self._draw_candidates(model_space)
         return model_space
 
@@ -116,12 +118,7 @@ class RobustOneShot(PhasedStrategy):
         """All candidates are drawn before any work, so that an impossible budget costs nothing."""
         if self.samples:  # loaded from a state
             return
-        import torch
-
-        with torch.device("meta"):
-            space = space_class(model_space)(
-                *model_space.model.trace_args, **model_space.model.trace_kwargs
-            )
+        space = blank_space(model_space)
         mutables = model_space.simplify()
         keeps = self._rule(space, mutables, model_space.evaluator)
         self.samples = draw_distinct(

@@ -43,7 +43,7 @@ from nni_robust.sampling import Sample, draw_distinct
 from nni_robust.store import write_json
 from nni_robust.training import Recipe
 
-from ._phases import PhasedStrategy
+from ._phases import PhasedStrategy, check_supernet
 from ._wide_spectrum_comparison import Comparison, SignalComparison
 from ._wide_spectrum_settings import SearchSettings, parse_signals
 from ._wide_spectrum_training import WideSpectrumTraining, search_recipe
@@ -54,9 +54,9 @@ __all__ = ["WideSpectrumSearch"]
 class WideSpectrumSearch(PhasedStrategy):
     """Search for the smallest weighted loss over clean pictures and a spectrum of strengths.
 
-    Needs an evaluator that has ``task``, ``store``, ``recipe`` and ``variant(supernet=key)``, as
-    `AdversarialTraining` does. The norm of the attacks is that of the task's threat, whose eps is
-    the strength that the supernet is trained with.
+    Needs an evaluator that has ``task``, ``store``, ``recipe``, ``supernet`` and
+    ``variant(supernet=key)``, as `AdversarialTraining` does. The norm of the attacks is that of the
+    task's threat, whose eps is the strength that the supernet is trained with.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class WideSpectrumSearch(PhasedStrategy):
     """
 
     name = "wide-spectrum"
-    needs = ("task", "store", "recipe", "variant")
+    needs = ("task", "store", "recipe", "supernet", "variant")
 
     def __init__(
         self,
@@ -190,6 +190,7 @@ class WideSpectrumSearch(PhasedStrategy):
                 f"strategy.supernet.devices: {recipe.devices!r} is not allowed; 1 is, for a path "
                 "is measured where it was trained"
             )
+        check_supernet(model_space)
         for settings in self.searches.values():
             search_recipe(recipe, settings)
             self.encoding = make_encoding(model_space.simplify(), settings.layout)
