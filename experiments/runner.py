@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,8 @@ def told_if_full(run: Path, store: Path) -> Iterator[None]:
     UserError
         Naming the folder.
     """
+    # NNI's log lies in the run folder: a line that cannot be written must not print a traceback.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except Exception as e:
@@ -161,6 +164,8 @@ def told_if_full(run: Path, store: Path) -> Iterator[None]:
         if disk_full(e):
             raise UserError(full_sentence(run)) from e
         raise
+    finally:
+        logging.raiseExceptions = before
 
 
 def open_run(

@@ -82,7 +82,8 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
         try:
             super().dispatch_model_event(event, **kwargs)
         except Exception as e:  # in the listener's thread: raised where the strategy calls next
-            _log.exception("a callback failed")
+            if not isinstance(e, UserError):
+                _log.exception("a callback failed")
             self.callback_error = e
 
 

@@ -26,6 +26,7 @@ from nni.nas.execution import ExecutionEngine
 from nni.nas.execution.event import FinalMetricEvent, TrainingEndEvent
 from nni.nas.space import ModelStatus
 
+from nni_robust.errors import UserError
 from nni_robust.nni_adapter.job import JOB, Deferred, refuse_pickle
 from nni_robust.nni_adapter.replay import CANCELLED, ReplayMixin
 from nni_robust.nni_adapter.spaces import summary
@@ -236,5 +237,6 @@ class TunerEngine(ReplayMixin, _Submits):
         try:
             self.dispatch_model_event(event)
         except Exception as e:  # in the dispatcher's thread: raised where the strategy calls next
-            _log.exception("a callback failed")
+            if not isinstance(e, UserError):
+                _log.exception("a callback failed")
             self.callback_error = e
