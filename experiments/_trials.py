@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import socket
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nni_robust import registry
 from nni_robust.config import as_mapping
 from nni_robust.errors import UserError
+from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
 from nni_robust.redaction import redact, resolve
 from nni_robust.store import write_json
 
@@ -19,14 +21,22 @@ if TYPE_CHECKING:
     from .schema import Experiment
 
 __all__ = [
+    "check_started_by_run",
     "manager_ip",
     "platform",
     "serves_store",
+    "service_mapping",
     "training_service",
     "trial_code",
+    "trial_command",
     "trial_environment",
     "trial_interpreter",
 ]
+
+
+#: Platforms that are machines: trials of one experiment follow each other there, NNI gives them
+#: parameters through a channel, and a NAS experiment of NNI can use them.
+_MACHINES = ("local", "remote")
 
 
 def trial_interpreter(settings: Experiment) -> str:
@@ -58,6 +68,53 @@ def _python(settings: Experiment) -> str:
         )
     folder = next(iter(folders), None)
     return f"{folder}/python" if folder else "python3"
+
+
+def check_started_by_run(settings: Experiment) -> None:
+    """Refuse the platforms that only ``nnictl create`` starts.
+
+    Raises
+    ------
+    UserError
+        If the trials are to run on such a one.
+    """
+    name = platform(settings)
+    if settings.nni.engine == "ts" and name not in _MACHINES:
+        raise UserError(
+            f"nni.training_service.platform: {name!r} is not allowed with 'nni-robust run' "
+            f"(allowed: {', '.join(_MACHINES)}); 'nni-robust nni-config' writes a configuration "
+            "for 'nnictl create'"
+        )
+
+
+def trial_command(settings: Experiment, store: Path) -> str:
+    """The whole command of a trial that ``nnictl`` starts, ready for a shell.
+
+    On a cluster NNI hands every trial its own parameters, so the repair of its channel is left out.
+    """
+    variables = " ".join(f"{key}={value}" for key, value in trial_environment(settings).items())
+    machines = platform(settings) in _MACHINES
+    where = shlex.quote(str(store)) if not serves_store(settings) else "."
+    parts = [variables, TRIAL_ENVIRONMENT if machines else "", trial_interpreter(settings)]
+    return " ".join([*filter(None, parts), f"-m nni_robust.nni_adapter.job {where}"])
+
+
+def service_mapping(settings: Experiment, command: str, code: Path) -> dict[str, Any]:
+    """NNI's settings of the training service for ``nnictl``, with what follows from the rest.
+
+    On Kubernetes each role has a command and a folder of its own; one that says nothing else runs
+    the trial.
+    """
+    service = copy.deepcopy(settings.nni.training_service)
+    if settings.nni.trial_gpus and platform(settings) == "local":
+        service.setdefault("useActiveGpu", True)  # a desktop's only GPU is always active
+    roles = [service.get(name) for name in ("worker", "ps", "master")]
+    for role in [*roles, *(service.get("taskRoles") or [])]:
+        if isinstance(role, dict):
+            role.setdefault("command", command)
+            if platform(settings) == "kubeflow":
+                role.setdefault("codeDirectory", str(code))
+    return service
 
 
 def trial_environment(settings: Experiment) -> dict[str, str]:
@@ -186,4 +243,4 @@ def trial_code(settings: Experiment, run: Path) -> Path:
 def _forks(settings: Experiment) -> bool:
     """Whether trials are forked: where those of an experiment follow each other on a machine."""
     nni = settings.nni
-    return nni.engine == "ts" and nni.fork_trials and platform(settings) in ("local", "remote")
+    return nni.engine == "ts" and nni.fork_trials and platform(settings) in _MACHINES

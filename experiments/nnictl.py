@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shlex
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,7 +67,6 @@ def write_nni_config(
         On anything that is wrong with the experiment.
     """
     from nni_robust.errors import UserError
-    from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
     from nni_robust.redaction import find_secrets
     from nni_robust.store import write_yaml
 
@@ -76,13 +74,7 @@ def write_nni_config(
     from ._preflight import build_strategy, check_writable, preflight
     from ._search import count_trials
     from ._state import begin
-    from ._trials import (
-        manager_ip,
-        platform,
-        trial_code,
-        trial_environment,
-        trial_interpreter,
-    )
+    from ._trials import manager_ip, platform, service_mapping, trial_code, trial_command
     from .runner import open_run, store_folder
 
     settings, run = open_run(experiment, out, False, None, overrides)
@@ -99,16 +91,14 @@ def write_nni_config(
     write_yaml(run / "config.yaml", settings.as_mapping())
     begin(run, settings)
     strategy = build_strategy(settings)
-    environment = " ".join(f"{k}={v}" for k, v in trial_environment(settings).items())
-    store = shlex.quote(str(store_folder(run, None)))
-    command = f"{trial_interpreter(settings)} -m nni_robust.nni_adapter.job {store}"
+    command = trial_command(settings, store_folder(run, None))
     nni = settings.nni
     config: dict[str, Any] = {
         "experimentName": settings.name,
         "experimentWorkingDirectory": str(run / "nni"),
         # The tuner knows the space; NNI wants one here, shows it and filters trials by it.
         "searchSpace": _search_space(settings, data.num_classes),
-        "trialCommand": f"{environment} {TRIAL_ENVIRONMENT} {command}",
+        "trialCommand": command,
         "trialCodeDirectory": str(code),
         "trialConcurrency": nni.concurrency,
         # One more than there are: with its last trial the manager would ask for no other, and one
@@ -124,12 +114,10 @@ def write_nni_config(
             ),
             "classArgs": {"run": str(run)},
         },
-        "trainingService": dict(nni.training_service),
+        "trainingService": service_mapping(settings, command, code),
     }
     if platform(settings) != "local":
         config["nniManagerIp"] = manager_ip(settings)
-    elif nni.trial_gpus:
-        config["trainingService"].setdefault("useActiveGpu", True)
     write_yaml(run / "nnictl.yml", config)
     write_yaml(
         run / "algo.yml",

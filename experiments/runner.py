@@ -75,7 +75,9 @@ def run_experiment(
     # Imported only now: a mistake in the file is told without waiting for torch and NNI.
     from ._preflight import check_port, check_writable, preflight
     from ._search import search
+    from ._trials import check_started_by_run
 
+    check_started_by_run(settings)
     check_writable(run)
     lock = filelock.FileLock(str(run / ".lock"))
     try:
