@@ -136,7 +136,7 @@ def _descend(cls: Any, path: list[Any]) -> Any:
 
 def as_mapping(settings: Any) -> dict[str, Any]:
     """Plain JSON-able dict of a settings dataclass; :func:`parse` of it gives an equal object."""
-    return dict(TypeAdapter(type(settings)).dump_python(settings, mode="json"))
+    return dict(_adapter(type(settings)).dump_python(settings, mode="json"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

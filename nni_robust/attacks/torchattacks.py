@@ -117,7 +117,8 @@ class TorchAttack(Attack):
 
     def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
         # torchattacks computes in float32; the victim calls the network in the pictures' own type.
-        x = ball.x.float()
+        # FAB views its pictures as rows, which other memory formats do not allow.
+        x = ball.x.float().contiguous()
         seed = noise.seed
         if seed is None:
             seed = int(torch.randint(2**31, ()))
