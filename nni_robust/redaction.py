@@ -22,7 +22,7 @@ _WORDS = "password|passphrase|secret|token|account_?key|access_?key"
 _KEY = re.compile(_WORDS, re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _IN_TEXT = re.compile(
-    rf"(?P<key>\w*(?:{_WORDS})\w*[\"']?\s*[:=]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,}}\]]+)",
+    rf"(?P<key>\w*(?:{_WORDS})\w*[\"']?\s*[:=]\s*)(?P<value>\"[^\"]*\"|'[^']*'|\$\{{\w+\}}|[^\s,}}\]]+)",
     re.IGNORECASE,
 )
 

@@ -16,6 +16,10 @@ BENCHES = {
         "nni_robust.cli._bench_estimator",
         "noise estimators against real noise and against continuing the attack",
     ),
+    "overhead": (
+        "nni_robust.cli._bench_overhead",
+        "seconds that a trial costs before it does anything, against NNI's default",
+    ),
 }
 
 

@@ -54,9 +54,11 @@ def _renew_process(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]  # as with `python -m`
-    random.seed()  # a new process has a state of its own
+    random.seed()  # a new process draws numbers of its own
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
 
 
 def _renew_nni() -> None:
