@@ -23,7 +23,7 @@ from nni.experiment import launcher
 from nni.nas.execution import SequentialExecutionEngine, training_service
 from nni.nas.execution.training_service import TrainingServiceExecutionEngine
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
-from nni.runtime.tuner_command_channel import TunerCommandChannel
+from nni.runtime.tuner_command_channel import TunerCommandChannel, command_type
 
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter import check_version
@@ -39,7 +39,9 @@ _START_PATIENCE = 60  # tries, one a second
 
 
 class _TolerantChannel(TunerCommandChannel):
-    """Skips the commands that NNI's NAS engine does not know."""
+    """Skips the commands that NNI's NAS engine does not know, and keeps why it ended."""
+
+    lost: BaseException | None = None
 
     def receive(self) -> Any:
         while True:
@@ -49,6 +51,9 @@ class _TolerantChannel(TunerCommandChannel):
                 if "Unknown command type" not in str(e):
                     raise
                 _log.debug("skipped a command of the manager: %s", e)
+            except Exception as e:  # in a thread, which would print a traceback and be gone
+                self.lost = e
+                return command_type.Terminate()
 
 
 class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
@@ -66,6 +71,20 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
                 f"NNI's experiment is in status {status}; finished trials are kept, go on with "
                 "--resume"
             )
+        if self._channel.lost is not None:
+            raise UserError(
+                "the connection to NNI's manager was lost; finished trials are kept, go on with "
+                f"--resume ({type(self._channel.lost).__name__})"
+            )
+
+    def _start(self, model: Any) -> None:
+        try:
+            super()._start(model)
+        except UserError:
+            raise
+        except Exception:
+            self.check_alive()  # to a dead manager NNI's channel says only that it has no socket
+            raise
 
     def allow_another(self) -> None:
         trials = int(self.nodejs_binding.get_experiment_profile()["params"]["maxTrialNumber"])

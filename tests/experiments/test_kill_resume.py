@@ -6,19 +6,24 @@ checks, because every trial process costs seconds of imports.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nni
 import psutil
 import pytest
+import torch
 
 from nni_robust.experiments import run_experiment
 from nni_robust.store import read_json, read_records
@@ -64,6 +69,17 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on when, where and how fast a trial ran."""
     metrics = {k: v for k, v in record["metrics"].items() if k != "seconds"}
     return {**{k: record[k] for k in ("phase", "key", "sample", "status")}, "metrics": metrics}
+
+
+def without_seconds(path: Path) -> Any:
+    """A JSON file without what depends on speed."""
+
+    def scrubbed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: scrubbed(v) for k, v in value.items() if k != "seconds"}
+        return [scrubbed(v) for v in value] if isinstance(value, list) else value
+
+    return scrubbed(read_json(path))
 
 
 def computed(run: Path) -> dict[str, int]:
@@ -173,12 +189,84 @@ def test_ctrl_c_says_how_to_go_on(experiment_file: Write, tmp_path: Path) -> Non
     ]
 
 
-@pytest.mark.timeout(600)
-def test_killed_node_manager_is_told(experiment_file: Write, tmp_path: Path) -> None:
-    file = experiment_file(nni={"engine": "ts", "concurrency": 2})
-    run = tmp_path / "run"
-    started = Started(file, run, free_port())
-    wait_for_records(run, 1, started)
+#: A module that Python imports at its start: it notes whatever a pickle imports.
+_AUDIT = """
+import os, sys, traceback
+def hook(event, args):
+    if event == "pickle.find_class":
+        with open(os.environ["PICKLES"], "a") as f:
+            f.write(f"{args} {sys.argv} {traceback.format_stack(limit=6)}\\n")
+sys.addaudithook(hook)
+with open(os.environ["PICKLES"] + ".watched", "a") as f:
+    f.write("x")
+"""
+
+
+def warm_children(home: Path) -> list[psutil.Process]:
+    """The trials that run, forked from the warm process of a search whose HOME this is."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if "nni_robust.nni_adapter.warm.server" in (
+                process.info["cmdline"] or []
+            ) and process.environ().get("HOME") == str(home):
+                found += process.children()
+    return found
+
+
+def pickles_in(folder: Path) -> list[str]:
+    """Files that are, or hold, a pickle: by their first bytes, NNI's own markers, or base64."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix == ".safetensors":
+            continue
+        data = path.read_bytes()
+        markers = [b"bytes:gA", b"__nni_obj__", b"gASV", b"gAWV"]
+        if path.suffix == ".html":
+            markers = markers[:2]  # pictures in base64 may hold any four letters
+        if data[:1] == b"\x80" and data[1:2] <= b"\x05":
+            found.append(f"{path}: begins as a pickle")
+        if zipfile.is_zipfile(path):
+            found.append(f"{path}: a zip file, as torch.save writes")
+        found += [f"{path}: {marker!r}" for marker in markers if marker in data]
+    return found
+
+
+def test_pickles_are_found(tmp_path: Path) -> None:
+    """What the next test looks for can be found."""
+
+    def local() -> None: ...
+
+    (tmp_path / "a").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "b.json").write_text(nni.dump({"f": local}))
+    torch.save({"w": torch.zeros(1)}, tmp_path / "c.pt")
+    with sqlite3.connect(tmp_path / "d.sqlite") as connection:
+        connection.execute("create table t (x text)")
+        connection.execute("insert into t values (?)", [nni.dump({"f": local})])
+    assert {Path(line.partition(":")[0]).name for line in pickles_in(tmp_path)} == {
+        "a", "b.json", "c.pt", "d.sqlite"
+    }  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_killed_trial_then_killed_manager_then_resumed(
+    experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["strategy.candidates=1", "final.rivals=[]"]
+    options = [word for change in changes for word in ("--set", change)]
+    # As many threads as here: sums are added in another order otherwise.
+    file = experiment_file(nni={"engine": "ts", "concurrency": 1, "trial_threads": 1})
+    run, port = tmp_path / "run", free_port()
+    started = Started(file, run, port, *options)
+    wait_for_records(run, 1, started)  # the supernet
+    end = time.monotonic() + 120
+    while not (trials := warm_children(tmp_path / "home")):
+        assert time.monotonic() < end, "no candidate was started"
+        time.sleep(0.01)
+    trials[0].kill()
+    wait_for_records(run, 2, started)  # the final training is left
+    assert [r["status"] for r in read_records(run / "candidates.jsonl")] == ["ok", "ok"]
+
     number = read_json(run / "run.json")["nni"][0]["id"]
     managers = [
         p
@@ -189,5 +277,32 @@ def test_killed_node_manager_is_told(experiment_file: Write, tmp_path: Path) -> 
     managers[0].kill()
     output = started.ended(120)
     assert started.process.returncode == 2, output
-    assert "error: NNI's manager does not answer any more" in output
+    assert "died without a reason" in output
+    assert output.splitlines()[-1].startswith("error: NNI's manager does not answer any more")
     assert read_json(run / "run.json")["status"] == "failed"
+    before, finished = read_records(run / "candidates.jsonl"), computed(run)
+    assert not pickles_in(run)
+
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "sitecustomize.py").write_text(_AUDIT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "audit"))
+    monkeypatch.setenv("PICKLES", str(tmp_path / "pickles"))
+    resumed = Started(file, run, port, "--resume", *options)
+    output = resumed.ended()
+    assert resumed.process.returncode == 0, output
+    records, after = read_records(run / "candidates.jsonl"), computed(run)
+    assert records[: len(before)] == before
+    assert {key: after[key] for key in finished} == finished
+    whole = run_experiment(
+        experiment_file("whole.yml", nni={"engine": "sequential"}),
+        out=str(tmp_path / "whole"),
+        overrides=changes,
+        html=False,
+        report=lambda line: None,
+    )
+    expected = [plain(r) for r in read_records(whole / "candidates.jsonl")]
+    assert sorted(map(plain, records), key=str) == sorted(expected, key=str)
+    assert without_seconds(run / "final.json") == without_seconds(whole / "final.json")
+    assert not pickles_in(run)
+    assert len((tmp_path / "pickles.watched").read_text()) > 1  # the trials were watched as well
+    assert not (tmp_path / "pickles").exists(), (tmp_path / "pickles").read_text()
