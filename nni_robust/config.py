@@ -136,7 +136,8 @@ def _descend(cls: Any, path: list[Any]) -> Any:
 
 def as_mapping(settings: Any) -> dict[str, Any]:
     """Plain JSON-able dict of a settings dataclass; :func:`parse` of it gives an equal object."""
-    return dict(_adapter(type(settings)).dump_python(settings, mode="json"))
+    adapter = _adapter(type(settings))  # type: ignore[arg-type]
+    return dict(adapter.dump_python(settings, mode="json"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
