@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _TUNER = "nni_robust.experiments.nnictl.ExperimentTuner"
 _REGISTERED = "NniRobust"
+_SCRIPT = ".nni-robust-trial.sh"  # in the trial code
 
 
 def write_nni_config(
@@ -68,7 +69,7 @@ def write_nni_config(
     """
     from nni_robust.errors import UserError
     from nni_robust.redaction import find_secrets
-    from nni_robust.store import write_yaml
+    from nni_robust.store import write_text, write_yaml
 
     from ._final import count_networks
     from ._preflight import build_strategy, check_writable, preflight
@@ -92,6 +93,10 @@ def write_nni_config(
     begin(run, settings)
     strategy = build_strategy(settings)
     command = trial_command(settings, store_folder(run, None))
+    if platform(settings) in ("local", "remote"):
+        # The web UI's overview is as wide as the command is long.
+        write_text(code / _SCRIPT, f"exec env {command}\n")
+        command = f"bash {_SCRIPT}"
     nni = settings.nni
     config: dict[str, Any] = {
         "experimentName": settings.name,
