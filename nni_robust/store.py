@@ -82,6 +82,10 @@ def _whole(value: Any) -> Any:
     return value
 
 
+#: Reason of a computation that was interrupted: by Ctrl-C, by NNI, from its web UI.
+STOPPED = "it was stopped, by hand or by NNI"
+
+
 class Store:
     """Artefacts and results shared by the trials of one run, in a folder.
 
@@ -184,10 +188,12 @@ class Store:
                     start = time.monotonic()
                     try:
                         known = compute(folder)
-                    except Exception as e:
+                    except (Exception, KeyboardInterrupt) as e:
                         # Another process may wait for the result; this tells it why there is none.
+                        # NNI stops a trial by an interrupt; what says nothing was killed.
+                        why = f"{type(e).__name__}: {e}" if isinstance(e, Exception) else STOPPED
                         with contextlib.suppress(OSError):  # a full disk must not hide the reason
-                            self.fail(key, f"{type(e).__name__}: {e}", traceback.format_exc())
+                            self.fail(key, why, traceback.format_exc())
                         raise
                     known.setdefault("wall_seconds", round(time.monotonic() - start, 3))
                     if damage:

@@ -28,7 +28,7 @@ from nni.runtime.tuner_command_channel import TunerCommandChannel, command_type
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter import check_version
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
-from nni_robust.nni_adapter.replay import CANCELLED, ReplayMixin
+from nni_robust.nni_adapter.replay import ReplayMixin
 from nni_robust.nni_adapter.spaces import ReadableModelSpace
 
 __all__ = ["RobustNasExperiment", "stop_orphan"]
@@ -89,13 +89,6 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
     def allow_another(self) -> None:
         trials = int(self.nodejs_binding.get_experiment_profile()["params"]["maxTrialNumber"])
         self.nodejs_binding.update_max_trial_number(trials + 1)
-
-    def _trial_end_callback(self, command: Any) -> None:
-        if command.event in CANCELLED and len(command.parameter_ids) == 1:
-            model = self._find_reference_model(command.parameter_ids[0])
-            if model is not None:
-                model.cancelled = True
-        super()._trial_end_callback(command)
 
     def dispatch_model_event(self, event: Any, **kwargs: Any) -> None:
         try:
@@ -179,6 +172,11 @@ class RobustNasExperiment(NasExperiment):
         check = launcher._check_rest_server
         with _swapped(launcher, "_check_rest_server", patient):
             super()._start_nni_manager(*args, **kwargs)
+
+    def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.stopping = True
+        super().stop()
 
     def save_checkpoint(self) -> None:
         """Nothing to do: a resumed run replays the results in the store."""

@@ -5,7 +5,9 @@ state to go on, and NNI's own checkpoint (a pickle that torch >= 2.6 refuses to 
 
 A trial whose process dies without a word (``kill -9``, the kernel's out-of-memory killer, a machine
 that reboots) is started again, :data:`RETRIES` times; NNI itself would take the architecture for a
-failed one. One that failed with an exception has said why, and is not.
+failed one. One that failed with an exception, or was interrupted because somebody stopped it in the
+web UI, has said why, and is not. NNI's own states do not tell the two apart: a trial that a signal
+ended is ``USER_CANCELED``, whoever sent it.
 """
 
 from __future__ import annotations
@@ -21,21 +23,17 @@ from nni.nas.space import ModelStatus
 from nni_robust.errors import UserError, disk_full
 from nni_robust.store import Store, check_space, full_sentence
 
-__all__ = ["CANCELLED", "RETRIES", "ReplayMixin"]
+__all__ = ["RETRIES", "ReplayMixin"]
 
 _log = logging.getLogger(__name__)
 
 #: Times that a trial is started again after its process died without a reason of its own.
 RETRIES = 2
 
-#: States of an NNI trial that somebody, or NNI itself, stopped; it is not started again.
-CANCELLED = ("USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
-
 _DIED = (
     "the trial's process died {n} times without giving a reason: killed from outside, or the "
     "machine ran out of memory; its logs are in NNI's web UI"
 )
-_STOPPED = "the trial was stopped by hand, or by NNI"
 
 
 class ReplayMixin:
@@ -49,9 +47,12 @@ class ReplayMixin:
     retries
         Times that a trial is started again whose process died without a reason. 0 for an engine
         that runs models in its own process: that process is then no more.
+    stopping
+        The experiment is being stopped, and its trials with it.
     """
 
     retries = RETRIES
+    stopping = False
 
     def __init__(self, *args: Any) -> None:
         self.budget: int | None = None
@@ -124,15 +125,14 @@ class ReplayMixin:
         store, key = _place(model)
         if event.status == ModelStatus.Trained or store is None:
             return event
+        if self.stopping:
+            return None  # it ends because all does; a resumed run does it
         check_space(store.root)
         number = model.ordinal
         if not self.retries or store.failed_at(key) != self._failed_at[number]:
             reason = store.failure(key)
             if reason is not None and disk_full(OSError(reason)):
                 raise UserError(full_sentence(store.root))  # the others would fail as well
-            return event
-        if getattr(model, "cancelled", False):
-            store.fail(key, _STOPPED)
             return event
         if self._attempts[number] > self.retries:
             store.fail(key, _DIED.format(n=self._attempts[number]))

@@ -12,7 +12,6 @@ export``, and the name of a job file in the run folder that holds the model as N
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import urllib.parse
@@ -28,7 +27,7 @@ from nni.nas.space import ModelStatus
 
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.job import JOB, Deferred, refuse_pickle
-from nni_robust.nni_adapter.replay import CANCELLED, ReplayMixin
+from nni_robust.nni_adapter.replay import ReplayMixin
 from nni_robust.nni_adapter.spaces import summary
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.store import content_key, write_text
@@ -140,7 +139,6 @@ class TunerEngine(ReplayMixin, _Submits):
             if metrics:
                 value = nni.load(metrics[-1]) if isinstance(metrics[-1], str) else metrics[-1]
                 self._dispatch(FinalMetricEvent(model, value))
-            model.cancelled = trial["status"] in CANCELLED
             succeeded = trial["status"] == "SUCCEEDED" and bool(metrics)
             status = ModelStatus.Trained if succeeded else ModelStatus.Failed
             self._dispatch(TrainingEndEvent(model, status))
@@ -169,7 +167,7 @@ class TunerEngine(ReplayMixin, _Submits):
         wait_for(self, models or self.models)
 
     def shutdown(self) -> None:
-        self.stopped = True
+        self.stopped = self.stopping = True
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -218,20 +216,8 @@ class TunerEngine(ReplayMixin, _Submits):
     def ended(self, parameter_id: int, success: bool) -> None:
         """A trial's end."""
         if parameter_id in self._sent:
-            model = self._sent[parameter_id]
-            if not success:
-                with contextlib.suppress(requests.RequestException):
-                    model.cancelled = self._state(parameter_id) in CANCELLED
             status = ModelStatus.Trained if success else ModelStatus.Failed
-            self._dispatch(TrainingEndEvent(model, status))
-
-    def _state(self, parameter_id: int) -> str | None:
-        """NNI's state of a trial; the dispatcher is told only whether it succeeded."""
-        for trial in self._ask("trial-jobs"):
-            for text in trial.get("hyperParameters", []):
-                if nni.load(text)["parameter_id"] == parameter_id:
-                    return str(trial["status"])
-        return None
+            self._dispatch(TrainingEndEvent(self._sent[parameter_id], status))
 
     def _dispatch(self, event: Any) -> None:
         try:

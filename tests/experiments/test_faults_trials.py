@@ -28,7 +28,7 @@ Write = Callable[..., str]
 
 
 class Planned(StoredEvaluator):
-    """Each attempt does the next thing of a plan: ``ok``, ``raise``, ``kill`` or ``late``."""
+    """Each attempt does the next of a plan: ``ok``, ``raise``, ``kill``, ``stop``, ``late``."""
 
     def __init__(self, store: Path, *plan: str) -> None:
         self.store, self.plan = str(store), plan
@@ -42,6 +42,8 @@ class Planned(StoredEvaluator):
         (folder / f"attempt-{attempt}").touch()
         if self.plan[attempt] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.plan[attempt] == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
         if self.plan[attempt] == "raise":
             raise RuntimeError("a reason of its own")
         return {"metrics": {"default": 0.25, "seconds": 0.0}}
@@ -82,7 +84,11 @@ class Engine(ReplayMixin, _Forks):
 def tell(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
     """Run one model under a plan: the engine and the model; ``candidates.jsonl`` is written."""
 
-    def run(*plan: str, prepare: Callable[[Store, str], None] | None = None) -> tuple[Any, Any]:
+    def run(
+        *plan: str,
+        prepare: Callable[[Store, str], None] | None = None,
+        stopping: bool = False,
+    ) -> tuple[Any, Any]:
         with torch.device("meta"):
             space = WideResNetSpace(10, depths=(4, 4, 4), widths=(2, 2, 2))
         executable = SimplifiedModelSpace.from_model(space, Planned(tmp_path / "store", *plan))
@@ -90,6 +96,7 @@ def tell(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
         if prepare is not None:
             prepare(Store(tmp_path / "store"), model.evaluator.key(model))
         engine = Engine()
+        engine.stopping = stopping
         Recorder(tmp_path, Store(tmp_path / "store"), lambda line: None, 1).listen(engine)
         engine.submit_models(model)
         return engine, model
@@ -150,15 +157,18 @@ def test_trial_that_died_after_its_result_was_stored_is_done(tmp_path: Path, tel
 
 
 def test_trial_stopped_by_hand_stays_stopped(tmp_path: Path, tell: Any) -> None:
-    engine, model = tell("raise")
-    model.status, model.cancelled = ModelStatus.Training, True
-    engine._failed_at[0] = engine._failed_at[0] or Store(tmp_path / "store").failed_at(
-        model.evaluator.key(model)
-    )
-    engine.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Failed))
-    assert model.status == ModelStatus.Failed
+    """NNI's web UI and nnictl stop a trial by SIGINT."""
+    _, model = tell("stop", "ok")
     assert attempts(tmp_path) == 1
-    assert "stopped by hand" in read_records(tmp_path / "candidates.jsonl")[-1]["error"]
+    assert model.status == ModelStatus.Failed
+    assert "stopped, by hand" in read_records(tmp_path / "candidates.jsonl")[0]["error"]
+
+
+def test_no_trial_is_started_again_while_all_is_stopped(tmp_path: Path, tell: Any) -> None:
+    _, model = tell("kill", "ok", stopping=True)
+    assert attempts(tmp_path) == 1
+    assert not model.status.completed()
+    assert not read_records(tmp_path / "candidates.jsonl")
 
 
 @pytest.mark.parametrize("plan", [("ok",), ("raise",)])
