@@ -7,14 +7,15 @@ and taking out one sub-network with the weights it inherits.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from nni.nas.strategy import RandomOneShot
 from torch import nn
 
 from nni_robust.errors import UserError
+from nni_robust.nni_adapter.sharing import RandomOneShot, fill_cells
 from nni_robust.sampling import Sample, draw
 
 __all__ = ["PathSampler", "build_supernet", "inherit", "set_path"]
@@ -50,9 +51,41 @@ def set_path(supernet: nn.Module, sample: Sample) -> None:
 
 
 def inherit(supernet: Any, sample: Sample) -> nn.Module:
-    """The sub-network of `sample` with a copy of the supernet's weights."""
+    """The sub-network of `sample` with a copy of the supernet's weights.
+
+    Raises
+    ------
+    UserError
+        If the space's ``freeze`` makes new weights, as NNI's manual suggests for spaces with
+        choices of their own.
+    """
     network: nn.Module = supernet.freeze(sample)
+    if not _has_weights_of(network, supernet) and not fill_cells(network, supernet, sample):
+        raise UserError(
+            f"space {type(supernet).__name__} cannot hand over a supernet's weights: its freeze() "
+            "makes a network with new ones"
+        )
+    # NNI's freeze copies modules that hold choices, and may hand others over as they are.
+    own = {id(tensor) for tensor in supernet.state_dict(keep_vars=True).values()}
+    if any(id(tensor) in own for tensor in network.state_dict(keep_vars=True).values()):
+        network = copy.deepcopy(network)
     return network
+
+
+def _has_weights_of(network: nn.Module, supernet: nn.Module) -> bool:
+    """Whether any weight is the supernet's of that name; True where no two can be compared."""
+    shared = supernet.state_dict()
+    compared = False
+    for name, tensor in network.state_dict().items():
+        other = shared.get(name)
+        if other is None or other.shape != tensor.shape or other.is_meta or tensor.numel() < 2:
+            continue
+        if bool((tensor == tensor.flatten()[0]).all()):
+            continue  # zeros and ones are the same in every new network
+        if torch.equal(tensor, other):
+            return True
+        compared = True
+    return not compared
 
 
 class PathSampler:

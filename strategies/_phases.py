@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from nni.nas.execution.event import ModelEventType
+from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.space import ModelStatus
 from nni.nas.strategy import Strategy
 
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.nni_adapter.waiting import wait_for
-from nni_robust.sampling import Sample
+from nni_robust.sampling import Sample, draw
 from nni_robust.store import Store
-from nni_robust.supernet import build_supernet
+from nni_robust.supernet import build_supernet, inherit
 from nni_robust.trial import StoredEvaluator
 
 __all__ = ["PhasedStrategy", "blank_space", "check_supernet"]
@@ -55,10 +58,17 @@ def check_supernet(model_space: Any) -> None:
         With the reason.
     """
     space = blank_space(model_space)
-    if not space.simplify():
+    mutables = space.simplify()
+    if not mutables:
         raise UserError(f"space {type(space).__name__} has no choices; there is nothing to search")
     with torch.device("meta"):
         build_supernet(space)
+    if type(space).freeze is not ModelSpace.freeze:  # one of its own may make new weights
+        with torch.random.fork_rng(devices=[]):
+            supernet = build_supernet(model_space.model.trace_copy().get(traceable=False))
+            rng = np.random.RandomState(0)
+            for _ in range(4):  # the largest widths may fit where others do not
+                inherit(supernet, draw(mutables, rng))
 
 
 class PhasedStrategy(Strategy):
@@ -104,6 +114,13 @@ class PhasedStrategy(Strategy):
             if model is event.model:
                 self._submitted[position] = (model, dict(metric))
                 return
+
+    def list_models(self, sort: bool = True, limit: int | None = None) -> Iterator[Any]:
+        """As NNI's, without phases: a supernet or a teacher has a score, but is no result."""
+        phase = getattr(self.model_space.evaluator, "phase", None)
+        models = super().list_models(sort)
+        found = (m for m in models if getattr(m.evaluator, "phase", None) == phase)
+        return itertools.islice(found, limit)
 
     def submit(self, sample: Sample, evaluator: Any) -> int:
         """Send a model off; returns its position for :meth:`outcome`."""

@@ -13,11 +13,11 @@ from nni.nas.oneshot.pytorch.supermodule.operation import (
     MixedBatchNorm2d,
     MixedConv2d,
     MixedLinear,
-    MixedOperation,
 )
 from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
 from torch import Tensor, nn
 
+from nni_robust.nni_adapter.sharing import SlicedOperation
 from nni_robust.relaxation._draw import SharedDraw
 
 __all__ = ["DrawnWeights", "MaskedBatchNorm2d", "MaskedConv2d", "MaskedLinear", "MixedCell"]
@@ -53,30 +53,15 @@ class DrawnWeights(nn.Module):
         return self.draw.weights[label].to(tag)
 
 
-class _Sliced(MixedOperation):
-    """Hands over its weights, also without a bias, at which NNI's `MixedOperation.freeze` fails."""
-
-    init_arguments: dict[str, Any]  # NNI ships no types
-    mutable_arguments: dict[str, Any]
-
-    def freeze(self, sample: dict[str, Any]) -> nn.Module:
-        chosen = {name: value.freeze(sample) for name, value in self.mutable_arguments.items()}
-        arguments = {**self.init_arguments, **chosen}
-        operation: nn.Module = self.bound_type(**arguments)
-        state = self.freeze_weight(**arguments)
-        operation.load_state_dict({name: w for name, w in state.items() if w is not None})
-        return operation.train(self.training)
-
-
-class MaskedConv2d(_Sliced, MixedConv2d):
+class MaskedConv2d(SlicedOperation, MixedConv2d):
     """A convolution whose weights are multiplied by masks of channels and kernel sizes."""
 
 
-class MaskedLinear(_Sliced, MixedLinear):
+class MaskedLinear(SlicedOperation, MixedLinear):
     """A linear layer whose weights are multiplied by masks of features."""
 
 
-class MaskedBatchNorm2d(_Sliced, MixedBatchNorm2d):
+class MaskedBatchNorm2d(SlicedOperation, MixedBatchNorm2d):
     """A batch norm with a searched width that masks channels behind the norm.
 
     NNI's `MixedBatchNorm2d` normalises at the largest width, and so undoes the mask on the weights
