@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -72,16 +73,26 @@ class Nnictl:
         self.ports: dict[str, int] = {}  # of the experiments that were started
 
     def __call__(self, *arguments: str) -> str:
-        command = [str(Path(sys.executable).with_name("nnictl")), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = self._run(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def create(self, run: Path, port: int | None = None) -> str:
+    @staticmethod
+    def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("nnictl")), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    def create(self, run: Path) -> str:
         """Start what ``nni-robust nni-config`` wrote; NNI's id."""
-        port = port or free_port()
-        self("create", "--config", str(run / "nnictl.yml"), "--port", str(port))
-        (experiment,) = (p.name for p in (run / "nni").iterdir() if not p.is_symlink())
+        for _ in range(5):
+            port = free_port()
+            command = ("create", "--config", str(run / "nnictl.yml"), "--port", str(port))
+            done = self._run(*command)
+            # nnictl gives its node manager three seconds to start, which a busy machine does not.
+            if done.returncode == 0 or "Create experiment failed" not in done.stdout:
+                break
+        assert done.returncode == 0, done.stdout + done.stderr
+        (experiment,) = re.findall(r'run "nnictl stop (\w+)"', done.stdout)
         self.ports[experiment] = port
         return experiment
 

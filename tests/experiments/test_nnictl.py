@@ -109,15 +109,15 @@ def test_both_doors_lead_to_the_same_architectures(
 
 
 def test_a_registered_tuner_and_every_command(
-    experiment_file: Write, nnictl: Any, tmp_path: Path, free_port: Callable[[], int]
+    experiment_file: Write, nnictl: Any, tmp_path: Path
 ) -> None:
     """NNI's regularized evolution on a table: every look-up is a trial there."""
-    run, port = tmp_path / "run", free_port()
+    run = tmp_path / "run"
     file = experiment_file(**LOOK_UPS)
     assert main(["nni-config", file, "--out", str(run), "--registered"]) == 0
     nnictl("algo", "register", "--meta", str(run / "algo.yml"))
     assert "ExperimentTuner" in nnictl("algo", "show", "NniRobust")
-    experiment = nnictl.create(run, port)
+    experiment = nnictl.create(run)
     nnictl.wait(experiment)
     nnictl("algo", "unregister", "NniRobust")
     assert "NniRobust" not in nnictl("algo", "list")
