@@ -171,15 +171,16 @@ class AttackConformance:
 
     def test_leaves_the_network_after_an_interruption(self) -> None:
         x, y = self.pictures()
-        for calls in (0, 1):
+        for calls in (0, 1, 2):
             net = _Interrupted(self.network(), calls)
-            before = _state(net)
+            before, generators = _state(net), _generators()
             try:
                 self.middle()(net, x, y, seed=1)
             except KeyboardInterrupt:
                 after = _state(net)
                 changed = {k: _difference(before[k], after[k]) for k in before}
                 assert not any(changed.values()), f"changed: {changed}"
+                assert _generators() == generators
             else:
                 assert calls, "the interruption did not get out of the attack"
 

@@ -264,8 +264,10 @@ class SpaceConformance:
         supernet, samples = self.supernet()
         before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
         for sample in samples:
+            network = inherit(supernet, sample)
+            assert all(p.requires_grad for p in network.parameters()), "it could not be trained"
             with torch.no_grad():
-                for tensor in inherit(supernet, sample).state_dict().values():
+                for tensor in network.state_dict().values():
                     tensor.zero_()
         after = supernet.state_dict()
         changed = [name for name in before if not torch.equal(before[name], after[name])]

@@ -190,14 +190,19 @@ class StrategyConformance:
     def test_resumes_by_state(self, tmp_path: Path) -> None:
         if not self.resumes_by_state:
             pytest.skip("resumes_by_state = False: not claimed")
-        whole = _asked(_candidates(self.run(tmp_path / "whole")[1]))
+        uninterrupted, whole_models = self.run(tmp_path / "whole")
+        whole = _asked(_candidates(whole_models))
         strategy, cut_models = self.run(tmp_path / "cut", budget=self.interrupted)
         cut = _asked(_candidates(cut_models))
-        _, resumed_models = self.run(tmp_path / "cut", state=strategy.state_dict())
+        again, resumed_models = self.run(
+            tmp_path / "cut", budget=self.budget - len(cut), state=strategy.state_dict()
+        )
         resumed = _asked(_candidates(resumed_models))
         assert [sample for sample in resumed if sample in cut] == [], "asked for again"
         left = whole[len(cut) :]
         assert resumed[: len(left)] == left, "not the samples of an uninterrupted search"
+        if len(resumed) == len(left):  # else it saved itself a phase, and had budget for more
+            assert again.state_dict() == uninterrupted.state_dict()
 
     def test_state_is_plain(self, tmp_path: Path) -> None:
         if not self.plain_state:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nni
 import pytest
 import torch
 from nni.nas.space import SimplifiedModelSpace
@@ -16,7 +15,6 @@ from nni_robust.data import load_task
 from nni_robust.errors import UserError
 from nni_robust.evaluators import AdversarialTraining
 from nni_robust.search_spaces import RobNet, RobNetSpace
-from nni_robust.store import Store
 from nni_robust.task import Task
 from nni_robust.threat import ThreatModel
 
@@ -65,38 +63,6 @@ def frozen(evaluator: Any, code: str = "33123210120232") -> Any:
     space = RobNetSpace(num_classes=10, init_channels=2, cells=3)
     model = SimplifiedModelSpace.from_model(space, evaluator)
     return model.freeze(RobNetSpace.decode(code, cells=3))
-
-
-def test_same_question_same_key_other_question_other_key(tmp_path: Path) -> None:
-    evaluator = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"], store=str(tmp_path))
-    model = frozen(evaluator)
-    key = evaluator.key(model)
-    assert key == evaluator.key(frozen(evaluator))
-    assert key == evaluator.variant(store="elsewhere").key(model)  # where it is kept plays no part
-    keys = {
-        key,
-        evaluator.key(frozen(evaluator, "33333131231113")),
-        evaluator.variant(seed=1).key(model),
-        evaluator.variant(attacks=["pgd5"]).key(model),
-        evaluator.variant(split="test").key(model),
-        evaluator.variant(train=None).key(model),
-    }
-    assert len(keys) == 6
-    # A trial gets the model through JSON; it must find the same key.
-    sent: Any = nni.load(nni.dump(model))
-    assert sent.evaluator.key(sent) == key
-
-
-def test_a_stored_result_is_not_measured_again(tmp_path: Path) -> None:
-    evaluator = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"], store=str(tmp_path))
-    model = frozen(evaluator)
-    assert evaluator.finished(model) is None
-    record = evaluator._execute(model)
-    assert evaluator.finished(model) == record["metrics"]
-    weights = Store(tmp_path).folder(evaluator.key(model)) / "weights.safetensors"
-    written = weights.stat().st_mtime_ns
-    assert evaluator._execute(model) == record
-    assert weights.stat().st_mtime_ns == written
 
 
 def test_the_test_split_stays_shut_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:

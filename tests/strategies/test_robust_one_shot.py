@@ -95,19 +95,6 @@ def test_works_on_a_space_of_the_user(tmp_path: Path) -> None:
     assert len(strategy.scores) == 4
 
 
-def test_candidates_depend_on_the_seed_only(tmp_path: Path) -> None:
-    def samples(seed: int) -> list[Any]:
-        strategy = RobustOneShot(candidates=5, seed=seed)
-        strategy.initialize(
-            SimplifiedModelSpace.from_model(robnet(), evaluator(tmp_path)),
-            SequentialExecutionEngine(),
-        )
-        return strategy.samples
-
-    assert samples(1) == samples(1)
-    assert samples(1) != samples(2)
-
-
 def test_prior_of_the_space_or_uniform(tmp_path: Path) -> None:
     """RobNet keeps each operation with probability 0.7; uniform keeps half."""
 
@@ -123,16 +110,6 @@ def test_prior_of_the_space_or_uniform(tmp_path: Path) -> None:
     error = 4 * (0.25 / (150 * 28)) ** 0.5
     assert abs(share(False) - 0.7) < error
     assert abs(share(True) - 0.5) < error
-
-
-def test_state_goes_on_where_it_was(tmp_path: Path) -> None:
-    first = RobustOneShot(candidates=3, supernet=TRAIN)
-    search(robnet(), evaluator(tmp_path), first)
-    second = RobustOneShot(candidates=3, supernet=TRAIN)
-    second.load_state_dict(first.state_dict())
-    models = search(robnet(), evaluator(tmp_path), second)
-    assert [m.evaluator.phase for m in models] == ["supernet"]  # no candidate is asked for again
-    assert second.scores == first.scores
 
 
 @pytest.mark.parametrize(
