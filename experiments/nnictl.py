@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni.tuner import Tuner
 
+from nni_robust.nni_adapter import TRIAL_SCRIPT
 from nni_robust.nni_adapter.job import Deferred
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _log = logging.getLogger(__name__)
 
 _TUNER = "nni_robust.experiments.nnictl.ExperimentTuner"
 _REGISTERED = "NniRobust"
-_SCRIPT = ".nni-robust-trial.sh"  # in the trial code
 
 
 def write_nni_config(
@@ -94,9 +94,8 @@ def write_nni_config(
     strategy = build_strategy(settings)
     command = trial_command(settings, store_folder(run, None))
     if platform(settings) in ("local", "remote"):
-        # The web UI's overview is as wide as the command is long.
-        write_text(code / _SCRIPT, f"exec env {command}\n")
-        command = f"bash {_SCRIPT}"
+        write_text(code / TRIAL_SCRIPT, f"exec env {command}\n")
+        command = f"bash {TRIAL_SCRIPT}"
     nni = settings.nni
     config: dict[str, Any] = {
         "experimentName": settings.name,

@@ -18,7 +18,11 @@ from importlib.metadata import version
 
 from nni_robust.errors import UserError
 
-__all__ = ["check_version"]
+__all__ = ["TRIAL_SCRIPT", "check_version"]
+
+#: Holds a trial's command, in the folder of the trial code. The web UI's overview is as wide as the
+#: command is long, and ours fills three lines.
+TRIAL_SCRIPT = ".nni-robust-trial.sh"
 
 
 def check_version() -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,17 @@ from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.runtime.tuner_command_channel import TunerCommandChannel, command_type
 
 from nni_robust.errors import UserError
-from nni_robust.nni_adapter import check_version
+from nni_robust.nni_adapter import TRIAL_SCRIPT, check_version
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
 from nni_robust.nni_adapter.replay import ReplayMixin
 from nni_robust.nni_adapter.spaces import ReadableModelSpace
+from nni_robust.store import write_text
 
 __all__ = ["RobustNasExperiment", "stop_orphan"]
 
 _log = logging.getLogger(__name__)
+
+_GONE = "NNI's manager does not answer any more; finished trials are kept, go on with --resume ({})"
 
 _START_PATIENCE = 60  # tries, one a second
 
@@ -62,10 +67,7 @@ class _ServiceEngine(ReplayMixin, TrainingServiceExecutionEngine):
         try:
             status = self.nodejs_binding.get_status()
         except requests.RequestException as e:
-            raise UserError(
-                "NNI's manager does not answer any more; finished trials are kept, go on with "
-                f"--resume ({type(e).__name__})"
-            ) from e
+            raise UserError(_GONE.format(type(e).__name__)) from e
         if status in ("STOPPED", "ERROR"):
             raise UserError(
                 f"NNI's experiment is in status {status}; finished trials are kept, go on with "
@@ -139,8 +141,10 @@ class RobustNasExperiment(NasExperiment):
         variables = [f"{name}={value}" for name, value in (environment or {}).items()]
         given = self.config._trial_command_params or {}
         envs = " ".join([given.get("envs", ""), *variables, TRIAL_ENVIRONMENT]).strip()
-        python = {} if interpreter is None else {"python": interpreter}
-        self.config._trial_command_params = {**given, **python, "envs": envs}
+        python = interpreter or given.get("python", shlex.quote(sys.executable))
+        self._trial_script = f'exec env {envs} {python} "$@"\n'
+        short = {"envs": "", "python": f"bash {TRIAL_SCRIPT}"}
+        self.config._trial_command_params = {**given, **short}
 
     @property
     def engine(self) -> Any:
@@ -169,9 +173,21 @@ class RobustNasExperiment(NasExperiment):
         def patient(port: int, retry: int = _START_PATIENCE, url_prefix: str | None = None) -> None:
             check(port, retry, url_prefix)
 
+        write_text(Path.cwd() / TRIAL_SCRIPT, self._trial_script)
         check = launcher._check_rest_server
         with _swapped(launcher, "_check_rest_server", patient):
             super()._start_nni_manager(*args, **kwargs)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().start(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as e:  # whatever NNI was about to ask its manager
+            manager = getattr(self, "_proc", None)
+            if manager is None or manager.poll() is None:
+                raise
+            raise UserError(_GONE.format(type(e).__name__)) from e
 
     def stop(self) -> None:
         if self._engine is not None:

@@ -110,6 +110,10 @@ def check_page(page: Page, url: str, run: Path) -> None:
     records = {r["index"]: r for r in read_records(run / "candidates.jsonl")}
     page.goto(f"{url}/oview")
     expect(page.get_by_text(read_json(run / "run.json")["nni"][-1]["id"]).first).to_be_visible()
+    expect(page.get_by_text("Top trials")).to_be_visible()
+    box = page.get_by_text("Top trials").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] < 1400, "the overview is wider than the window"
     page.goto(f"{url}/detail")
     expect(page.locator("#tableList [data-automationid=DetailsRow]")).to_have_count(len(records))
     shown = {number: parameters(page, row) for number, row in rows(page).items()}
