@@ -31,7 +31,8 @@ def failing(tmp_path: Path) -> Callable[[type], set[str]]:
     def run(suite: type) -> set[str]:
         folder = tmp_path / suite.__name__
         folder.mkdir()
-        file = folder / f"test_{suite.__name__}.py"  # importlib knows modules by name
+        # importlib remembers modules by name, for all that pytest runs in this process
+        file = folder / f"test_{suite.__module__.rsplit('.', 1)[-1]}_{suite.__name__}.py"
         found = f"sys.modules[{suite.__module__!r}].{suite.__qualname__}"
         file.write_text(f"import sys\n\nTestIt = {found}\n")
         (folder / "pytest.ini").write_text("[pytest]\n")
