@@ -30,7 +30,7 @@ from nni_robust.task import Task
 from nni_robust.teacher import source_key
 from nni_robust.training import Recipe, recalibrate_bn, train
 from nni_robust.training.weights import save_weights
-from nni_robust.trial import StoredEvaluator, default_device, report_epoch
+from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
 
 from ._network import fresh, from_supernet, from_teacher, the_teacher
 from ._scoring import Score, attack_score, spectrum_score
@@ -277,7 +277,7 @@ class AdversarialTraining(StoredEvaluator):
                 self.task.threat,
                 folder=folder / "checkpoints" if folder else None,
                 seed=self.seed,
-                on_epoch=lambda record: report_epoch(record.curve_point()),
+                on_epoch=CurveReporter(),
                 teacher=None if teacher is None else teacher.to(default_device()),
                 wrap=self._term(),
             )

@@ -29,7 +29,7 @@ from nni_robust.evaluation import evaluate
 from nni_robust.store import content_key, open_store
 from nni_robust.task import Task
 from nni_robust.training import Recipe, save_weights, train
-from nni_robust.trial import StoredEvaluator, default_device, report_epoch
+from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
 
 __all__ = ["TeacherTraining"]
 
@@ -186,7 +186,7 @@ class TeacherTraining(StoredEvaluator):
             self.task.threat,
             folder=None if folder is None else folder / "checkpoints",
             seed=self.teacher.seed,
-            on_epoch=lambda record: report_epoch(record.curve_point()),
+            on_epoch=CurveReporter(),
         )
         if folder is not None:
             save_weights(result.model, folder / "weights.safetensors", {"phase": self.phase})

@@ -12,17 +12,21 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nni
 from nni.nas.evaluator import Evaluator
 
 from nni_robust import __version__
+from nni_robust.nni_adapter.identity import adopt, parameter_id
 from nni_robust.nni_adapter.metrics import shown_metrics
 from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.store import Store, content_key, open_store
 
-__all__ = ["StoredEvaluator", "default_device", "report_epoch"]
+if TYPE_CHECKING:
+    from nni_robust.training import EpochRecord
+
+__all__ = ["CurveReporter", "StoredEvaluator", "default_device", "report_epoch"]
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +130,21 @@ def report_epoch(metrics: dict[str, float]) -> None:
     """Send one point of the curve to NNI, where there is an NNI."""
     if nni.get_current_parameter() is not None:
         nni.report_intermediate_result(metrics)
+
+
+class CurveReporter:
+    """Called with the record of an epoch: its point of the curve goes to NNI.
+
+    It can be handed to the processes of a distributed training. Those started anew know nothing of
+    the trial that they belong to, and are told its parameter's number.
+    """
+
+    def __init__(self) -> None:
+        self.parameter_id = parameter_id()
+
+    def __call__(self, record: EpochRecord) -> None:
+        adopt(self.parameter_id)
+        report_epoch(record.curve_point())
 
 
 def default_device() -> str:

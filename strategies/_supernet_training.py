@@ -17,7 +17,7 @@ from nni_robust.supernet import PathSampler, build_supernet, set_path
 from nni_robust.task import Task
 from nni_robust.training import Recipe, train
 from nni_robust.training.weights import save_weights
-from nni_robust.trial import StoredEvaluator, default_device, report_epoch
+from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
 
 __all__ = ["SupernetTraining"]
 
@@ -85,7 +85,7 @@ class SupernetTraining(StoredEvaluator):
             folder=folder / "checkpoints",
             seed=self.seed,
             hook=PathSampler(mutables, self.uniform),
-            on_epoch=lambda record: report_epoch(record.curve_point()),
+            on_epoch=CurveReporter(),
             validate=False,  # one path's accuracy says little; candidates are measured one by one
         )
         save_weights(result.model, folder / "weights.safetensors", {"phase": self.phase})

@@ -49,5 +49,6 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"summary": found, "rows": rows})
     else:
-        print_table(found)
+        columns = list(dict.fromkeys(key for entry in found for key in entry))
+        print_table(columns, [[str(entry.get(key, "")) for key in columns] for entry in found])
     return 0

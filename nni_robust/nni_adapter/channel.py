@@ -74,5 +74,5 @@ class BoundChannel(TrialCommandChannelV3):
                 return nni.load(reply.json()["hyperParameters"][0])
             except (requests.RequestException, ValueError, KeyError, IndexError) as e:
                 problem = f"{type(e).__name__}: {e}"
-            time.sleep(0.5)
+            time.sleep(0.1)
         raise RuntimeError(f"{url} did not tell the parameters of trial {trial}: {problem}")

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -40,7 +39,7 @@ from nni_robust.training.distilled import Oracle
 from nni_robust.training.hooks import Hook, StatefulHook
 from nni_robust.training.losses import LossWrapper, RobustLoss, build_loss, clean_loss
 from nni_robust.training.recipe import Recipe
-from nni_robust.training.weights import plain_tensors, save_weights
+from nni_robust.training.weights import plain_tensors, save_weights, write_tensors
 
 __all__ = ["Run"]
 
@@ -65,20 +64,24 @@ class Run:
         identity: dict[str, Any],
         teacher: nn.Module | None,
         wrap: LossWrapper | None,
+        handover: Path,
     ) -> None:
         self.model, self.data, self.recipe, self.threat = model, data, recipe, threat
         self.folder, self.seed, self.hook, self.on_epoch = folder, seed, hook, on_epoch
         self.validate, self.identity, self.process = validate, identity, os.getpid()
-        self.teacher, self.wrap = teacher, wrap
+        self.teacher, self.wrap, self.handover = teacher, wrap, handover
 
     def __call__(self, fabric: Any) -> Any:
-        """Train; what goes to the calling process is plain data, for it may be another one.
+        """Train; another process than the calling one leaves weights in the file `handover`.
+
+        Lightning reads the answer of a process after its end, so one that is larger than a pipe
+        (64 KiB) would be waited for without end; and tensors would go with their process.
 
         Returns
         -------
-        tuple or Exception
-            The history as dictionaries, and the weights where this is not the calling process, or
-            why there are none, for a process launcher would bury the sentence in tracebacks.
+        list or Exception
+            The history as dictionaries, or why there is none, for a process launcher would bury
+            the sentence in tracebacks.
         """
         elsewhere = os.getpid() != self.process
         try:
@@ -89,9 +92,11 @@ class Run:
             raise
         records = [asdict(record) for record in self.history]
         if not elsewhere:
-            return records, None
-        # Bytes: tensors would travel as shared memory, which goes with the process that made it.
-        return records, safetensors.torch.save(plain_tensors(self.model.state_dict()))
+            return records
+        if fabric.is_global_zero:
+            write_tensors(self.handover, plain_tensors(self.model.state_dict()), {})
+            write_json(self.handover.with_suffix(".json"), records)
+        return None
 
     def _train(self, fabric: Any) -> None:
         self.fabric = fabric

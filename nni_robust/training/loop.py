@@ -7,13 +7,14 @@ interrupted, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 from torch import nn
 
 from nni_robust.data import DataSplits
+from nni_robust.store import read_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training._records import EpochRecord, TrainResult
 from nni_robust.training._run import Run
@@ -27,6 +28,7 @@ from nni_robust.training._setup import (
 from nni_robust.training.hooks import Hook
 from nni_robust.training.losses import LossWrapper
 from nni_robust.training.recipe import Recipe
+from nni_robust.training.weights import read_weights
 
 __all__ = ["train"]
 
@@ -123,26 +125,29 @@ def train(
     if history is None:
         unused = hook is not None or (recipe.devices != 1 and leaves_unused(model, data))
         fabric = make_fabric(recipe, unused=unused)
-        run = Run(
-            model,
-            data,
-            recipe,
-            threat,
-            folder,
-            seed,
-            hook,
-            on_epoch,
-            validate,
-            identity,
-            teacher,
-            wrap,
-        )
-        outcome = fabric.launch(run)
-        if isinstance(outcome, Exception):  # of another process
-            raise outcome
-        records, weights = outcome
-        if weights is not None:  # trained in another process
-            model.load_state_dict(safetensors.torch.load(weights))
-        history = [EpochRecord(**record) for record in records]
+        with tempfile.TemporaryDirectory() as shared:
+            handover = Path(shared, "weights.safetensors")
+            run = Run(
+                model,
+                data,
+                recipe,
+                threat,
+                folder,
+                seed,
+                hook,
+                on_epoch,
+                validate,
+                identity,
+                teacher,
+                wrap,
+                handover,
+            )
+            outcome = fabric.launch(run)
+            if isinstance(outcome, Exception):  # of another process
+                raise outcome
+            if outcome is None:  # trained in another process
+                model.load_state_dict(read_weights(handover)[0])
+                outcome = read_json(handover.with_suffix(".json"))
+        history = [EpochRecord(**record) for record in outcome]
     model.eval()
     return TrainResult(model, history, sum(record.seconds for record in history))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from typing import Any
 import pytest
 import requests
 import yaml
+
+from nni_robust.store import read_json
 
 _TRAINING = {
     "epochs": 1,
@@ -48,6 +52,28 @@ TINY: dict[str, Any] = {
     },
     "nni": {"engine": "sequential"},
 }
+
+
+#: Sections of a search whose trials only look up: they start together and end at once.
+LOOKUP: dict[str, Any] = {
+    "task": {"dataset": "blank", "threat": {"eps": "8/255"}, "attack": "pgd20"},
+    "space": {
+        "name": "wide-resnet",
+        "depths": [11, 11, 11],
+        "widths": [16, 16, 16],
+        "depth_values": [4, 5, 7, 9, 11],
+        "width_values": [8, 10, 12, 14, 16],
+    },
+    "strategy": {"name": "random"},
+    "evaluator": {"name": "tabular", "table": "synthetic:wrn", "as_trials": True},
+    "final": None,
+}
+
+
+@pytest.fixture
+def lookup() -> dict[str, Any]:
+    """Sections for `experiment_file`; ``nni`` is to be added."""
+    return dict(LOOKUP)
 
 
 @pytest.fixture
@@ -169,3 +195,35 @@ def _wait_until() -> Callable[..., None]:
 @pytest.fixture(name="free_port")
 def _free_port() -> Callable[[], int]:
     return free_port
+
+
+@pytest.fixture
+def check_pairs() -> Callable[[Path], int]:
+    """Check that NNI credits every trial of a run with what it computed; their number."""
+
+    def check(run: Path) -> int:
+        records = {r["trial"]: r for r in map(read_json, run.glob("store/*/record.json"))}
+        checked = 0
+        for database in run.glob("nni/*/db/nni.sqlite"):
+            if database.parents[1].is_symlink():  # _latest
+                continue
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                shown = {
+                    trial: json.loads(data)
+                    for trial, data in connection.execute(
+                        "select trialJobId, data from TrialJobEvent where data <> ''"
+                    )
+                }
+                reported = connection.execute(
+                    "select trialJobId, parameterId from MetricData where type = 'FINAL'"
+                ).fetchall()
+            for trial, number in reported:
+                parameters, record = shown[trial]["parameters"], records[trial]
+                assert shown[trial]["parameter_id"] == int(number), "swapped"
+                assert record["key"] == parameters.get("job", parameters.get("stored_key"))
+                if "sample" in parameters and record["sample"]:
+                    assert record["sample"] == parameters["sample"]
+                checked += 1
+        return checked
+
+    return check

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,10 @@ def test_a_trial_trains_on_two_devices(experiment_file: Write, tmp_path: Path) -
     assert [r["status"] for r in records] == ["ok", "ok"]
     assert all(len(r["history"]) == 1 for r in records)
     assert read_json(run / "run.json")["status"] == "finished"
+    # The curve came from a process that the trial started.
+    (database,) = (p for p in run.glob("nni/*/db/nni.sqlite") if not p.parents[1].is_symlink())
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        curve = connection.execute(
+            "select count(*) from MetricData where type = 'PERIODICAL'"
+        ).fetchone()
+    assert curve == (2,)
