@@ -53,6 +53,8 @@ class TestOurs(AttackConformance):
     def _chosen(self, request: pytest.FixtureRequest) -> None:
         self.name, self.settings, unclaimed = request.param
         self.batch_independent, self.strong = "batch" not in unclaimed, "easy" not in unclaimed
+        if self.name == "autoattack":  # seconds for every call
+            self.radii, self.dtypes = {"linf": (8 / 255, 0.3), "l2": (3.0,)}, [torch.float32]
         if self.name == "torchattacks:PGD":  # the class knows no other norm
             self.radii = {"linf": AttackConformance.radii["linf"]}
 
