@@ -134,8 +134,9 @@ class Attack(ABC):
         Ball that the attack may search.
     targeted
         True if the labels it is given are the classes it aims at, not the true ones.
-    bn_mode, channels_last
-        How the network is held during the attack: see :func:`undisturbed`.
+    bn_mode, channels_last, fold
+        How the network is held during the attack: see :func:`undisturbed`. With `fold` the search
+        runs on a network that is equal up to rounding; what it finds is the caller's to verify.
     """
 
     label: str
@@ -143,6 +144,7 @@ class Attack(ABC):
     targeted: bool = False
     bn_mode: BNMode = "eval"
     channels_last: bool = False
+    fold: bool = False
 
     def __init__(self, threat: ThreatModel, label: str) -> None:
         self.threat, self.label = threat, label
@@ -154,7 +156,11 @@ class Attack(ABC):
         return f"{self.label}{norm}@{eps_label(self.threat.eps)}"
 
     def with_early_exit(self) -> Attack:
-        """The same attack for measuring: it may leave a picture alone once it is misclassified."""
+        """The same attack for measuring: it may leave a picture alone once it is misclassified.
+
+        It may also compute faster with other rounding; whoever measures classifies what it finds
+        with the network as it is.
+        """
         return self
 
     def __call__(
@@ -210,7 +216,8 @@ class Attack(ABC):
             if index is None:
                 index = torch.arange(len(x))
             noise = Noise(None if seed is None else operator.index(seed), index.to(x.device))
-            with undisturbed(model, self.bn_mode, channels_last=self.channels_last):
+            fold = clean if self.fold else None
+            with undisturbed(model, self.bn_mode, channels_last=self.channels_last, fold=fold):
                 ball, victim = ball_around(clean, self.threat), Victim(model, x.dtype, largest)
                 adv = self._run(victim, y, ball, noise).detach()
             adv = ball.exact(adv)

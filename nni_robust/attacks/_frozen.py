@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nni_robust.attacks._fold import folded
 from nni_robust.errors import UserError
 
 __all__ = ["BNMode", "undisturbed"]
@@ -19,7 +20,11 @@ BNMode = Literal["eval", "train"]
 
 @contextmanager
 def undisturbed(
-    model: nn.Module, bn_mode: BNMode = "eval", *, channels_last: bool = False
+    model: nn.Module,
+    bn_mode: BNMode = "eval",
+    *,
+    channels_last: bool = False,
+    fold: Tensor | None = None,
 ) -> Iterator[nn.Module]:
     """Freeze a network, and give it back bit for bit as it was, also after an exception.
 
@@ -39,14 +44,20 @@ def undisturbed(
         are restored afterwards.
     channels_last
         Hold the weights of convolutions in channels-last memory inside.
+    fold
+        Fold batch norms into the convolutions before them where that is safe (`_fold`), which
+        changes logits in the last digits. Pictures as the network takes them, (N, C, H, W): a few
+        are used to watch a network that was not seen before. None folds nothing.
 
     Raises
     ------
     UserError
-        If `model` is no module.
+        If `model` is no module, or `fold` is given with `bn_mode` ``"train"``.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if fold is not None and bn_mode == "train":
+        raise UserError("fold is not allowed with bn_mode 'train': the statistics change")
     modules = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -63,7 +74,10 @@ def undisturbed(
                 parameter.requires_grad_(False)
             if channels_last and parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        yield model
+        with ExitStack() as stack:
+            if fold is not None:
+                stack.enter_context(folded(model, fold))
+            yield model
     finally:
         for module, training in modules:
             if module.training != training:

@@ -13,6 +13,8 @@ leave [0, 1] until the first projection.
 
 Written for speed: no gradient for weights, one leaf updated in place, ball and box computed once as
 an interval for each pixel, and (`early_stop`) pictures leave the batch once they are misclassified.
+`fold` and `channels_last` are faster still at other rounding, which the sign makes visible in single
+pixels: they are for measuring, where what was found is classified again by the network as it is.
 """
 
 from __future__ import annotations
@@ -46,6 +48,10 @@ __all__ = [
 ]
 
 
+#: From so many gradient steps on, "auto" folds: the first look at a network costs about one step.
+_FOLD_STEPS = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class FGSMSettings:
     """Settings of FGSM, and those that all gradient attacks share.
@@ -66,7 +72,13 @@ class FGSMSettings:
         ``"eval"``, or ``"train"``: attack with the batch's own statistics, like the seeds did.
     channels_last
         Compute in channels-last memory, which is faster for most convolutions on CPUs and on
-        tensor cores, and changes results in the last digits.
+        tensor cores, and changes results in the last digits. ``"auto"`` does so; it was faster
+        for every network measured (docs/speed.md). None is False; but where accuracy is measured (`evaluate`) and the
+        attack has several steps, it is ``"auto"``.
+    fold
+        Fold batch norms into convolutions during the attack where that is safe; logits change in
+        the last digits. ``"auto"`` does so if the attack has steps enough to pay for it. None as
+        above.
     """
 
     step_size: Ratio | None = None
@@ -74,7 +86,8 @@ class FGSMSettings:
     targeted: bool = False
     loss: Any = "ce"
     bn_mode: Literal["eval", "train"] = "eval"
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] | None = None
+    fold: bool | Literal["auto"] | None = None
 
     __pydantic_config__ = strict
 
@@ -87,6 +100,8 @@ class FGSMSettings:
             )
         if self.loss == "dlr" and self.targeted:
             raise UserError("loss: 'dlr' is not allowed with targeted; it needs the true label too")
+        if self.fold is True and self.bn_mode == "train":
+            raise UserError("fold: True is not allowed with bn_mode 'train'; the statistics change")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +184,8 @@ class PGD(Attack):
         #: Length of a step in pixel units.
         self.step_size = self.settings.step_size or threat.eps * self._default_step
         self.targeted, self.bn_mode = self.settings.targeted, self.settings.bn_mode
-        self.channels_last = self.settings.channels_last
+        self.channels_last = self.settings.channels_last in (True, "auto")
+        self.fold = self._folds()
         self._start: Tensor | None = None
 
     def starting_from(self, start: Tensor) -> PGD:
@@ -201,10 +217,17 @@ class PGD(Attack):
             )
         )
 
+    def _folds(self) -> bool:
+        s = self.settings
+        if s.fold == "auto":
+            return s.bn_mode == "eval" and s.steps * s.restarts >= _FOLD_STEPS
+        return s.fold is True
+
     def with_early_exit(self) -> Attack:
         if self.settings.bn_mode == "train" or self.settings.steps == 1:
             return self
         settings = {**_fields(self.settings), "early_stop": True}
+        settings |= {k: "auto" for k in ("channels_last", "fold") if settings[k] is None}
         return type(self)(self.threat, label=self.label, **settings)
 
     def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
