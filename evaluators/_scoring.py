@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,32 @@ from torch import nn
 
 from nni_robust.data import Images
 from nni_robust.evaluation import evaluate
+from nni_robust.reliability import Reliability
 from nni_robust.threat import ThreatModel
 
 __all__ = ["Score", "attack_score", "spectrum_score"]
 
-#: Metrics, what else the record says, and seconds.
-Score = tuple[dict[str, float], dict[str, Any], float]
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a network is worth.
+
+    Parameters
+    ----------
+    metrics
+        Accuracies in [0, 1]; ``"default"`` decides.
+    more
+        What else the record says.
+    reliability
+        Which checks of the metrics ran, and which failed.
+    seconds
+        Wall time.
+    """
+
+    metrics: dict[str, float]
+    more: dict[str, Any]
+    reliability: Reliability
+    seconds: float
 
 
 def attack_score(
@@ -31,7 +52,9 @@ def attack_score(
     metrics = found.metrics()
     robust = [value for name, value in metrics.items() if name != "clean"]
     decides = min(robust) if robust else metrics["clean"]
-    return {"default": decides, **metrics}, {"pictures": found.n}, found.seconds
+    return Score(
+        {"default": decides, **metrics}, {"pictures": found.n}, found.reliability, found.seconds
+    )
 
 
 def spectrum_score(
@@ -62,13 +85,14 @@ def spectrum_score(
         seed=seed,
     )
     metrics, seconds = {"default": found.average, **found.metrics()}, found.seconds
+    reliability = found.reliability
     if len(attacks) > 1:
-        more, _, spent = attack_score(
-            network, pictures, attacks[1:], threat, limit=limit, seed=seed
-        )
-        metrics, seconds = {**more, **metrics}, seconds + spent
+        more = attack_score(network, pictures, attacks[1:], threat, limit=limit, seed=seed)
+        metrics, seconds = {**more.metrics, **metrics}, seconds + more.seconds
+        reliability = reliability.merged(more.reliability)
     spectrum = [list(point) for point in found.curve()]
-    return metrics, {"pictures": found.n, "spectrum": spectrum, "passes": found.passes}, seconds
+    kept = {"pictures": found.n, "spectrum": spectrum, "passes": found.passes}
+    return Score(metrics, kept, reliability, seconds)
 
 
 def _without_ball(attack: Any) -> Any:

@@ -26,6 +26,7 @@ from nni_robust.cost import measure_cost
 from nni_robust.data import DataSplits, Images, load_task
 from nni_robust.errors import UserError
 from nni_robust.evaluation import eps_curve
+from nni_robust.reliability import check_training
 from nni_robust.task import Task
 from nni_robust.teacher import source_key
 from nni_robust.training import Recipe, recalibrate_bn, train
@@ -284,16 +285,18 @@ class AdversarialTraining(StoredEvaluator):
             network, seconds = result.model, result.seconds
             history = [dataclasses.asdict(record) for record in result.history]
         pictures = data.test if self.split == "test" else data.validation
-        metrics, more, scoring = self._score(network, pictures)
+        score = self._score(network, pictures)
+        collapse = check_training(history, data.num_classes)
         cost = measure_cost(network, data.input_shape)
         record: dict[str, Any] = {
             "metrics": {
-                **metrics,
+                **score.metrics,
                 "params": cost.params,
                 "macs": cost.macs,
-                "seconds": round(seconds + scoring, 3),
+                "seconds": round(seconds + score.seconds, 3),
             },
-            **more,
+            **score.more,
+            "reliability": score.reliability.replaced([collapse]).as_dict(),
             "history": history,
         }
         if fsp is not None:
@@ -317,7 +320,7 @@ class AdversarialTraining(StoredEvaluator):
         return self.supernet is not None or self.inherit is not None
 
     def _score(self, network: nn.Module, pictures: Images) -> Score:
-        """Metrics, what else the record says, and seconds."""
+        """What the trained network is worth."""
         if self.strengths is None:
             return attack_score(
                 network,

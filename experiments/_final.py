@@ -144,7 +144,7 @@ def finish(
     wait_for(engine, models)
 
     store = Store(space.evaluator.store)
-    networks = []
+    networks: list[dict[str, Any]] = []
     for (label, sample, _, note), model in zip(jobs, models, strict=True):
         key = model.evaluator.key(model)
         record = store.result(key)
@@ -165,6 +165,7 @@ def finish(
                 "architecture": file,
                 "metrics": record["metrics"],
                 "pictures": record["pictures"],
+                "reliability": record.get("reliability"),
                 "eps_curve": record.get("eps_curve", []),
                 "history": record["history"],
                 "note": note,

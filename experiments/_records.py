@@ -93,8 +93,9 @@ class Recorder:
             "status": "failed" if failed else "ok",
             "error": self._error(key) if failed else None,
         }
-        if kept is not None and "fsp" in kept:
-            record["fsp"] = kept["fsp"]
+        for more in ("fsp", "reliability"):
+            if kept is not None and more in kept:
+                record[more] = kept[more]
         if damage:
             record["warnings"] = damage
         append_record(self.path, record)
@@ -122,4 +123,5 @@ def _line(record: dict[str, Any], total: int | None, before: int) -> str:
         shown.append(f"{metrics['macs'] / 1e6:.2f} M MACs")
     if "seconds" in metrics:
         shown.append(f"{metrics['seconds']:.0f} s")
-    return f"{name}: " + ", ".join(shown)
+    unreliable = (record.get("reliability") or {}).get("unreliable")
+    return f"{name}: " + ", ".join(shown) + (" (UNRELIABLE)" if unreliable else "")

@@ -87,7 +87,8 @@ def score_on_test(
             seed=settings.seed,
         )
         found[key] = scores.metrics()
-        append_record(kept, {"key": key, "metrics": found[key]})
+        flags = scores.reliability.as_dict()
+        append_record(kept, {"key": key, "metrics": found[key], "reliability": flags})
         if number % 20 == 0 or number == len(records):
             report(f"test split: {number} of {len(records)} networks")
     return found

@@ -13,6 +13,7 @@ from nni_robust.attacks import Attack, NonFiniteOutput, Victim
 from nni_robust.attacks._base import check_pictures
 from nni_robust.config import parse
 from nni_robust.errors import UserError
+from nni_robust.reliability import Monitor
 from nni_robust.threat import ThreatModel
 
 __all__ = ["Batch", "Progress", "as_threat", "batches", "is_correct", "placement", "survives"]
@@ -49,13 +50,23 @@ def is_correct(model: nn.Module, x: Tensor, y: Tensor, largest_label: int = -1) 
     return logits.argmax(1) == y
 
 
-def survives(model: nn.Module, attack: Attack, batch: Batch, rows: Tensor, seed: int) -> Tensor:
+def survives(
+    model: nn.Module,
+    attack: Attack,
+    batch: Batch,
+    rows: Tensor,
+    seed: int,
+    monitor: Monitor | None = None,
+) -> Tensor:
     """(len(rows),), bool: which of some correctly classified pictures stay correct."""
     if len(rows) == 0 or attack.threat.eps == 0:
         return torch.ones_like(rows, dtype=torch.bool)
     x, y = batch.x[rows], batch.y[rows]
     adv = attack(model, x, y, seed=seed, index=rows + batch.first)
-    return is_correct(model, adv, y)
+    correct = is_correct(model, adv, y)
+    if monitor is not None:
+        monitor.attacked(attack, x, adv, y, correct)
+    return correct
 
 
 def batches(

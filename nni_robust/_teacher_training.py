@@ -155,6 +155,7 @@ class TeacherTraining(StoredEvaluator):
                 seed=self.seed,
             ),
             "robust": robust,
+            "reliability": found.reliability.as_dict(),
             "warning": warning,
             "history": history,
         }

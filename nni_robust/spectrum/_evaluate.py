@@ -16,6 +16,8 @@ from nni_robust._pictures import Progress, batches
 from nni_robust.attacks import NonFiniteOutput, Victim, undisturbed
 from nni_robust.config import parse_ratio
 from nni_robust.errors import UserError
+from nni_robust.reliability import Monitor, Reliability
+from nni_robust.reliability._results import Outcome
 from nni_robust.spectrum._passes import count_passes
 from nni_robust.spectrum._rungs import Rung, Steps, make_rungs
 
@@ -64,6 +66,9 @@ class Spectrum:
         Pictures that went forward and backward, and those that went forward only.
     seconds
         Wall time.
+    reliability
+        Which checks of these figures ran, and which failed. Those of the network and of the
+        attacked pictures always run; `passes` and `forwards` are without them.
     """
 
     accuracy: dict[float, float]
@@ -75,6 +80,11 @@ class Spectrum:
     passes: int
     forwards: int
     seconds: float
+    reliability: Reliability
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reliability, Reliability):
+            raise TypeError("a Spectrum needs its Reliability")
 
     @property
     def auc(self) -> float:
@@ -130,6 +140,7 @@ def evaluate_spectrum(
     device: torch.device | str | None = None,
     warm_start: bool = True,
     progress: Progress | None = None,
+    thorough: bool = False,
 ) -> Spectrum:
     """Measure accuracy at several strengths, weakest first, in one pass.
 
@@ -165,6 +176,9 @@ def evaluate_spectrum(
         Of random starts; results do not depend on the batch size, up to rounding.
     warm_start
         False attacks each strength on its own, from its own start.
+    thorough
+        As in :func:`nni_robust.evaluate`, but for twice the steps: a strength's figure is not that
+        of one attack.
 
     Raises
     ------
@@ -187,18 +201,27 @@ def evaluate_spectrum(
     weighed = _weights(weights, values, [rung.eps for rung in rungs])
     clean = n = 0
     survivors, losses = [0] * len(rungs), [0.0] * len(rungs)
+    monitor = Monitor(model, [rung.attack for rung in rungs], seed=seed, thorough=thorough)
     with undisturbed(model), count_passes(model) as passes:
         for batch in batches(model, data, batch_size, device, limit):
             good, loss = judge(model, batch.x, batch.y, batch.largest_label)
+            with passes.uncounted():
+                monitor.clean(batch.x, batch.y, good, batch.first, batch.total)
             left = good.nonzero().flatten()
             n, clean = n + len(batch.y), clean + len(left)
             batch.report(progress, "clean")
             before: tuple[Tensor, float] | None = None
             for number, rung in enumerate(rungs):
-                left, before = _climb(model, rung, batch, left, loss, before, seed)
+                left, before = _climb(model, rung, batch, left, loss, before, seed, monitor)
                 survivors[number] += len(left)
                 losses[number] += float(loss.sum())
                 batch.report(progress, rung.attack.key)
+        outcomes = [
+            Outcome(rung.attack, torch.arange(n) < count)  # which pictures does not matter here
+            for rung, count in zip(rungs, survivors, strict=True)
+        ]
+        with passes.uncounted():
+            reliability = monitor.finish(outcomes, batch_size=batch_size, nested=True)
     eps_order = [rung.eps for rung in rungs]
     return Spectrum(
         {eps: count / n for eps, count in zip(eps_order, survivors, strict=True)},
@@ -210,6 +233,7 @@ def evaluate_spectrum(
         passes.backward,
         passes.forward,
         time.perf_counter() - started,
+        reliability,
     )
 
 
@@ -221,6 +245,7 @@ def _climb(
     loss: Tensor,
     before: tuple[Tensor, float] | None,
     seed: int,
+    monitor: Monitor,
 ) -> tuple[Tensor, tuple[Tensor, float] | None]:
     """Attack the rows that are left; `loss` (of the whole batch) is raised in place.
 
@@ -234,6 +259,7 @@ def _climb(
     x, y = batch.x[left], batch.y[left]
     adv = rung.run(model, x, y, seed, left + batch.first, before)
     correct, reached = judge(model, adv, y)
+    monitor.attacked(rung.attack, x, adv, y, correct)
     better = ~correct | (reached >= loss[left])
     if before is not None:  # the weaker attack's picture is allowed here too
         adv = torch.where(better.view(-1, 1, 1, 1), adv, before[0])

@@ -27,6 +27,15 @@ class Passes:
     backward: int = 0
     forward: int = 0
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What runs inside this ``with`` block does not count."""
+        kept = self.backward, self.forward
+        try:
+            yield
+        finally:
+            self.backward, self.forward = kept
+
     @property
     def equivalent(self) -> float:
         """Forward-backward passes, a forward pass counted as a third of one."""

@@ -15,6 +15,7 @@ from nni_robust.attacks import attack
 from nni_robust.data import load_dataset
 from nni_robust.errors import UserError
 from nni_robust.evaluation import evaluate
+from nni_robust.reliability import Reliability
 from nni_robust.spectrum import (
     MEAN_STRENGTHS,
     SEARCH_STRENGTHS,
@@ -89,6 +90,7 @@ def spectrum(curve: dict[float, float], clean: float = 1.0, **changes: Any) -> S
         "weights": dict.fromkeys(curve, 1.0),
         **changes,
     }
+    parts["reliability"] = Reliability.unknown("made by hand")
     return Spectrum(curve, clean, **parts, n=1, passes=0, forwards=0, seconds=0.0)
 
 

@@ -1,0 +1,15 @@
+"""Whether a robustness figure can be believed: the flags that every result carries.
+
+The flags are AutoAttack's with its thresholds (Croce and Hein, 2003.01690, and the notes of its
+code) and some of the advice of Carlini et al., "On evaluating adversarial robustness" (1902.06705).
+A flag does not change a figure; it says why the figure may be too high, or mean something else.
+What each means and what to do about it: ``docs/threat-model.md``.
+"""
+
+from __future__ import annotations
+
+from nni_robust.reliability._checks import CHECKS, Check, Reliability, Status
+from nni_robust.reliability._monitor import Monitor
+from nni_robust.reliability._training import check_training
+
+__all__ = ["CHECKS", "Check", "Monitor", "Reliability", "Status", "check_training"]
