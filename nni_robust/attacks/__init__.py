@@ -1,4 +1,4 @@
-"""Adversarial attacks: our own engine for the gradient attacks, and every attack of torchattacks.
+"""Adversarial attacks: our own engine, AutoAttack included, and every attack of torchattacks.
 
 ``attack("pgd", eps=8 / 255, steps=20)(model, x, y)`` gives attacked pictures under one contract,
 that of :class:`Attack`. A package adds attacks through entry points in the group
@@ -9,7 +9,11 @@ returns an :class:`Attack`.
 from __future__ import annotations
 
 # These register their attacks.
+from nni_robust.attacks import apgd as apgd
+from nni_robust.attacks import autoattack as autoattack
+from nni_robust.attacks import fab as fab
 from nni_robust.attacks import gradient as gradient
+from nni_robust.attacks import square as square
 from nni_robust.attacks import torchattacks as torchattacks
 from nni_robust.attacks._base import Attack, NonFiniteOutput, Victim
 from nni_robust.attacks._frozen import undisturbed

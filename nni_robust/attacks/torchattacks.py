@@ -1,14 +1,12 @@
-"""Every attack of torchattacks, AutoAttack included, under our contract.
+"""Every attack of torchattacks under our contract.
 
 torchattacks (Kim, 2010.01950; version 3.3 or newer) wants the network in the attack's constructor,
 prints, seeds torch's global generators, leaves sub-modules in another mode and trusts the caller
 with the number of classes. Here an attack is built for each call around a view of the frozen
 network; the generators are put back; classes are counted on the logits; the result is projected.
 
-AutoAttack: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
-diverse parameter-free attacks" (2003.01690). The class of torchattacks 3.5.1 runs APGD and FAB for
-10 steps and against every class; the authors' code runs 100 steps against at most 9 classes.
-``autoattack`` sets what the authors set; ``torchattacks:AutoAttack`` is the class as it comes.
+Its AutoAttack (3.5.1) runs APGD and FAB for 10 steps and against every class; the authors' code
+runs 100 steps against at most 9 classes, and so does our ``autoattack``.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from nni_robust.attacks._norms import Ball
 from nni_robust.errors import UserError, nearest
 from nni_robust.threat import ThreatModel
 
-__all__ = ["AutoAttack", "DeepFool", "TorchAttack"]
+__all__ = ["DeepFool", "TorchAttack"]
 
 # Classes with a radius but no choice of norm bound L∞, except these.
 _L2_ONLY = ("PGDL2", "PGDRSL2")
@@ -42,7 +40,6 @@ _LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}
 # What the adapter itself fills in.
 _OURS = ("self", "model", "eps", "max_epsilon", "norm", "seed", "n_classes", "verbose")
 _NORMS = {"linf": "Linf", "l2": "L2"}
-_OFFICIAL_STEPS, _OFFICIAL_TARGETS = 100, 9
 
 
 class _View(nn.Module):
@@ -160,47 +157,6 @@ class TorchAttack(Attack):
                     built.set_mode_targeted_by_function(lambda _, y: (y + shift) % classes)
             except ValueError as e:
                 raise UserError(f"{self.label} cannot be targeted: {e}") from None
-
-
-@registry.attacks.register("autoattack")
-class AutoAttack(TorchAttack):
-    """AutoAttack with its authors' settings.
-
-    Parameters
-    ----------
-    threat
-        Ball.
-    version
-        ``"standard"``, ``"plus"`` or ``"rand"`` (for networks with a random part).
-    label
-        Name in results; None is ``"autoattack"``, with the version if it is another.
-
-    Raises
-    ------
-    UserError
-        On an unknown version.
-    """
-
-    def __init__(
-        self, threat: ThreatModel, *, version: str = "standard", label: str | None = None
-    ) -> None:
-        if version not in ("standard", "plus", "rand"):
-            raise UserError(
-                f"autoattack.version: {version!r} is not allowed; allowed: standard, plus, rand"
-            )
-        suffix = "" if version == "standard" else f"-{version}"
-        super().__init__(
-            threat, attack="AutoAttack", label=label or f"autoattack{suffix}", version=version
-        )
-
-    def _build(self, view: nn.Module, classes: int, seed: int) -> Any:
-        built = super()._build(view, classes, seed)
-        for part in built._autoattack.attacks:
-            if hasattr(part, "steps"):
-                part.steps = _OFFICIAL_STEPS
-            if hasattr(part, "n_target_classes"):
-                part.n_target_classes = min(_OFFICIAL_TARGETS, part.n_target_classes)
-        return built
 
 
 @registry.attacks.register("deepfool")

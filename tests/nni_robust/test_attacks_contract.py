@@ -29,6 +29,12 @@ OURS = (
     ("pgd2", {"bn_mode": "train"}),
     ("mi-fgsm3", {}),
     ("mi-fgsm2", {"random_start": True, "early_stop": True, "restarts": 2}),
+    ("apgd-ce4", {"restarts": 2}),
+    ("apgd-dlr3", {}),
+    ("apgd-t3", {"targets": 2}),
+    ("fab-t3", {"targets": 2}),
+    ("square10", {}),
+    ("autoattack3", {"queries": 10, "targets": 2}),
     ("torchattacks:PGD", {"steps": 2}),
     ("torchattacks:CW", {"steps": 2}),
     ("torchattacks:DeepFool", {"steps": 2, "project": False}),
@@ -281,7 +287,7 @@ def base() -> tuple[Net, Tensor, Tensor]:
         (lambda n, x, y: (n.body, x, y), "logits"),
     ],
 )
-@pytest.mark.parametrize("name", ["pgd2", "torchattacks:PGD"])
+@pytest.mark.parametrize("name", ["pgd2", "autoattack2", "torchattacks:PGD"])
 def test_bad_input(change: object, says: str, name: str) -> None:
     model, x, y = change(*base())
     with pytest.raises(UserError, match=says):
@@ -316,7 +322,7 @@ class Flat(Net):
         return super().forward(x) + (x - x.detach()).abs().sqrt().mean((1, 2, 3)).unsqueeze(1)
 
 
-@pytest.mark.parametrize("name", ["pgd2", "fgsm", "mi-fgsm2"])
+@pytest.mark.parametrize("name", ["pgd2", "fgsm", "mi-fgsm2", "apgd-ce2", "fab-t2"])
 def test_nan_in_the_gradient_is_an_error_and_not_a_robust_picture(name: str) -> None:
     _, x, y = base()
     with pytest.raises(NonFiniteOutput):

@@ -13,7 +13,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from nni_robust.attacks import NonFiniteOutput, attack
-from nni_robust.attacks.torchattacks import _WRAPPERS, AutoAttack, TorchAttack
+from nni_robust.attacks.torchattacks import _WRAPPERS, TorchAttack
 from nni_robust.errors import UserError
 
 # Slow classes, made quick.
@@ -31,7 +31,7 @@ FEW = {
     "APGDT": {"steps": 5},
     "FAB": {"steps": 3},
 }
-# AutoAttack has its own tests.
+# AutoAttack is slow; ours has its own tests.
 CLASSES = [
     name
     for name, value in vars(torchattacks).items()
@@ -221,38 +221,6 @@ def test_network_without_parameters_is_silent(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
-# --- AutoAttack ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_autoattack_breaks_what_pgd_breaks(norm: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    model = conv_net()
-    x, y = labelled(model, 8)
-    eps = 0.2 if norm == "linf" else 2.0
-    pgd = model(attack("pgd20", eps=eps, norm=norm)(model, x, y)).argmax(1) != y
-    made = attack("autoattack", eps=eps, norm=norm)
-    broken = model(made(model, x, y, seed=0)).argmax(1) != y
-    assert bool((broken >= pgd).all())
-    assert int(broken.sum()) == 8
-    assert capsys.readouterr().out == ""
-    assert made.label == "autoattack"
-
-
-def test_autoattack_has_its_authors_settings() -> None:
-    """100 steps for APGD and FAB, 5,000 queries, at most 9 target classes, one restart."""
-    made = attack("autoattack")
-    assert isinstance(made, AutoAttack)
-    for classes, targets in ((5, 4), (100, 9)):
-        built = made._build(conv_net(classes), classes, 3)
-        ce, t, fab, square = built._autoattack.attacks
-        assert [ce.steps, t.steps, fab.steps, square.n_queries] == [100, 100, 100, 5000]
-        assert [t.n_target_classes, fab.n_target_classes] == [targets, targets]
-        assert {part.n_restarts for part in (ce, t, fab, square)} == {1}
-        assert {part.eps for part in (ce, t, fab, square)} == {8 / 255}
-        assert {part.seed for part in (ce, t, fab, square)} == {3}
-    assert attack("autoattack", version="rand").label == "autoattack-rand"
-
-
 # --- bad settings --------------------------------------------------------------------------------
 
 
@@ -270,7 +238,6 @@ def test_autoattack_has_its_authors_settings() -> None:
         ("torchattacks:PGDL2", {}, "works in l2, not in linf"),
         ("torchattacks:CW", {"project": "yes"}, "project"),
         ("torchattacks:CW", {"targeted": 1}, "targeted"),
-        ("autoattack", {"version": "full"}, "standard, plus, rand"),
     ],
 )
 def test_bad_settings(name: str, settings: Any, says: str) -> None:
@@ -281,9 +248,9 @@ def test_bad_settings(name: str, settings: Any, says: str) -> None:
 def test_too_few_classes() -> None:
     model = conv_net(classes=3)
     x, y = labelled(model)
-    for name in ("autoattack", "torchattacks:APGDT"):
+    for name in ("AutoAttack", "APGDT"):
         with pytest.raises(UserError, match="needs 4 classes; the network has 3"):
-            attack(name)(model, x, y)
+            attack(f"torchattacks:{name}")(model, x, y)
 
 
 def test_names_ignore_case() -> None:

@@ -32,15 +32,21 @@ OURS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("torchattacks:CW", {"steps": 2}, "batch, easy"),
     ("torchattacks:DeepFool", {"steps": 2, "project": False}, "batch"),
     ("torchattacks:FAB", {"steps": 2}, "batch"),
-    ("autoattack", {}, "batch"),
+    ("apgd-ce5", {}, ""),
+    ("apgd-ce3", {"restarts": 2, "eot": 2}, ""),
+    ("apgd-dlr5", {}, ""),
+    ("apgd-t3", {"targets": 2}, ""),
+    ("fab-t3", {"targets": 2, "restarts": 2}, ""),
+    ("square20", {}, ""),
+    ("square20", {"restarts": 2, "rescale": True}, ""),
+    ("autoattack3", {"targets": 2, "queries": 10}, ""),
+    ("autoattack3", {"version": "rand"}, ""),
+    ("autoattack-light3", {}, ""),
 )
 
 
 def _cases() -> list[Any]:
-    return [
-        pytest.param(case, marks=[pytest.mark.slow] if case[0] == "autoattack" else [], id=str(n))
-        for n, case in enumerate(OURS)
-    ]
+    return [pytest.param(case, id=str(n)) for n, case in enumerate(OURS)]
 
 
 def test_every_registered_attack_is_among_them() -> None:
@@ -53,8 +59,6 @@ class TestOurs(AttackConformance):
     def _chosen(self, request: pytest.FixtureRequest) -> None:
         self.name, self.settings, unclaimed = request.param
         self.batch_independent, self.strong = "batch" not in unclaimed, "easy" not in unclaimed
-        if self.name == "autoattack":  # seconds for every call
-            self.radii, self.dtypes = {"linf": (8 / 255, 0.3), "l2": (3.0,)}, [torch.float32]
         if self.name == "torchattacks:PGD":  # the class knows no other norm
             self.radii = {"linf": AttackConformance.radii["linf"]}
 
