@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_started_by_run",
     "manager_ip",
+    "on_machines",
     "platform",
     "serves_store",
     "service_mapping",
@@ -34,9 +35,17 @@ __all__ = [
 ]
 
 
-#: Platforms that are machines: trials of one experiment follow each other there, NNI gives them
-#: parameters through a channel, and a NAS experiment of NNI can use them.
+#: Platforms that are machines.
 _MACHINES = ("local", "remote")
+
+
+def on_machines(settings: Experiment) -> bool:
+    """Whether trials run on machines and not in a cluster.
+
+    There they follow each other, NNI gives them parameters through a channel, and a NAS experiment
+    of NNI can use them.
+    """
+    return platform(settings) in _MACHINES
 
 
 def trial_interpreter(settings: Experiment) -> str:
@@ -78,10 +87,10 @@ def check_started_by_run(settings: Experiment) -> None:
     UserError
         If the trials are to run on such a one.
     """
-    name = platform(settings)
-    if settings.nni.engine == "ts" and name not in _MACHINES:
+    if settings.nni.engine == "ts" and not on_machines(settings):
         raise UserError(
-            f"nni.training_service.platform: {name!r} is not allowed with 'nni-robust run' "
+            f"nni.training_service.platform: {platform(settings)!r} is not allowed with "
+            "'nni-robust run' "
             f"(allowed: {', '.join(_MACHINES)}); 'nni-robust nni-config' writes a configuration "
             "for 'nnictl create'"
         )
@@ -93,9 +102,12 @@ def trial_command(settings: Experiment, store: Path) -> str:
     On a cluster NNI hands every trial its own parameters, so the repair of its channel is left out.
     """
     variables = " ".join(f"{key}={value}" for key, value in trial_environment(settings).items())
-    machines = platform(settings) in _MACHINES
     where = shlex.quote(str(store)) if not serves_store(settings) else "."
-    parts = [variables, TRIAL_ENVIRONMENT if machines else "", trial_interpreter(settings)]
+    parts = [
+        variables,
+        TRIAL_ENVIRONMENT if on_machines(settings) else "",
+        trial_interpreter(settings),
+    ]
     return " ".join([*filter(None, parts), f"-m nni_robust.nni_adapter.job {where}"])
 
 
@@ -243,4 +255,4 @@ def trial_code(settings: Experiment, run: Path) -> Path:
 def _forks(settings: Experiment) -> bool:
     """Whether trials are forked: where those of an experiment follow each other on a machine."""
     nni = settings.nni
-    return nni.engine == "ts" and nni.fork_trials and platform(settings) in _MACHINES
+    return nni.engine == "ts" and nni.fork_trials and on_machines(settings)

@@ -75,7 +75,14 @@ def write_nni_config(
     from ._preflight import build_strategy, check_writable, preflight
     from ._search import count_trials
     from ._state import begin
-    from ._trials import manager_ip, platform, service_mapping, trial_code, trial_command
+    from ._trials import (
+        manager_ip,
+        on_machines,
+        platform,
+        service_mapping,
+        trial_code,
+        trial_command,
+    )
     from .runner import open_run, store_folder
 
     settings, run = open_run(experiment, out, False, None, overrides)
@@ -93,7 +100,7 @@ def write_nni_config(
     begin(run, settings)
     strategy = build_strategy(settings)
     command = trial_command(settings, store_folder(run, None))
-    if platform(settings) in ("local", "remote"):
+    if on_machines(settings):
         write_text(code / TRIAL_SCRIPT, f"exec env {command}\n")
         command = f"bash {TRIAL_SCRIPT}"
     nni = settings.nni
