@@ -104,6 +104,8 @@ class _InARow(Attack):
 
     #: The attacks, in order.
     parts: tuple[Attack, ...]
+    #: Pictures that each of them broke after those before it, in all calls so far.
+    breaks: list[int]
     _folder: Path | None = None
 
     def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
@@ -112,8 +114,10 @@ class _InARow(Attack):
         for number, part in enumerate(self.parts):
             if len(left) == 0:
                 break
+            resisted = len(left)
             if progress is None:
                 left.settle(*_exactly(part, victim, left))
+                self.breaks[number] += resisted - len(left)
                 continue
             adv, broken, known = progress.known(number, left.rows)
             open_rows = known.logical_not().nonzero().flatten()
@@ -122,6 +126,7 @@ class _InARow(Attack):
                 adv[open_rows], broken[open_rows] = _exactly(part, victim, rest)
                 progress.add(number, rest.rows, adv[open_rows], broken[open_rows])
             left.settle(adv, broken)
+            self.breaks[number] += resisted - len(left)
         return left.found
 
     def _progress(
@@ -194,6 +199,7 @@ class AutoAttack(_InARow):
                 FABT(threat, steps=s.steps, targets=s.targets),
                 Square(threat, steps=s.queries),
             )
+        self.breaks = [0] * len(self.parts)
 
 
 @registry.attacks.register("autoattack-light")
@@ -225,3 +231,4 @@ class AutoAttackLight(_InARow):
             APGDCE(threat, steps=s.steps),
             APGDT(threat, steps=s.steps, targets=s.targets),
         )
+        self.breaks = [0] * len(self.parts)

@@ -9,7 +9,7 @@ from typing import Any
 from nni_robust.attacks import Attack
 from nni_robust.reliability._checks import Check, failed, not_run, passed
 
-__all__ = ["attack_mode", "few_classes", "is_black_box"]
+__all__ = ["attack_mode", "broken_alone", "few_classes", "is_black_box"]
 
 # Attacks that ask for answers only, by their registered or torchattacks name.
 _BLACK_BOX = {"square", "spsa", "onepixel", "pixle", "gn", "transfer"}
@@ -35,6 +35,17 @@ def is_black_box(attack: Attack) -> bool:
     """Whether an attack works without gradients: it says ``black_box``, or its name does."""
     says = getattr(attack, "black_box", None)
     return bool(says) if says is not None else not _BLACK_BOX.isdisjoint(_kinds(attack))
+
+
+def broken_alone(attack: Attack) -> int | None:
+    """Pictures that only black-box parts of an attack broke so far, where it has both kinds."""
+    parts, breaks = getattr(attack, "parts", None), getattr(attack, "breaks", None)
+    if not parts or breaks is None:
+        return None
+    black = [is_black_box(part) for part in parts]
+    if all(black) or not any(black):
+        return None
+    return sum(count for count, alone in zip(breaks, black, strict=True) if alone)
 
 
 def _setting(attack: Attack, name: str) -> Any:

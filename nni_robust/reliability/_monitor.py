@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_robust.attacks import Attack
-from nni_robust.reliability._attacks import attack_mode, few_classes
+from nni_robust.reliability._attacks import attack_mode, broken_alone, few_classes
 from nni_robust.reliability._checks import CHECKS, Check, Reliability, not_run
 from nni_robust.reliability._examples import Examples
 from nni_robust.reliability._network import NetworkProbe
@@ -49,6 +50,8 @@ class Monitor:
         self._probe: NetworkProbe | None = None
         self._checks: list[Check] = []
         self._examples = Examples(_MOST)
+        # Attacks count over all calls, and may have been used before.
+        self._alone = {attack.key: broken_alone(attack) for attack in self.attacks}
 
     def clean(self, x: Tensor, y: Tensor, good: Tensor, first: int, total: int | None) -> None:
         """A batch before it is attacked.
@@ -106,7 +109,7 @@ class Monitor:
                 few_classes(self.attacks, self._probe.classes),
                 attack_mode(self.attacks),
                 *self._examples.checks(self.model),
-                *compare(outcomes),
+                *compare([self._with_parts(outcome) for outcome in outcomes]),
             )
             if nested:
                 why = "it cannot fail here: what breaks at one strength counts as broken above it"
@@ -126,6 +129,12 @@ class Monitor:
             for name in CHECKS:
                 found.setdefault(name, not_run(name, unknown.get(name, _UNASKED)))
         return Reliability(tuple(found.values()), len(self._probe.y), self.seconds)
+
+    def _with_parts(self, outcome: Outcome) -> Outcome:
+        before, after = self._alone[outcome.attack.key], broken_alone(outcome.attack)
+        if before is None or after is None:
+            return outcome
+        return dataclasses.replace(outcome, alone=after - before)
 
     @staticmethod
     def _named(*checks: Check) -> dict[str, Check]:
