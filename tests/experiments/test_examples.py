@@ -115,7 +115,7 @@ _SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "strategy"),
     [
-        ("wide-resnet", "random"),
+        pytest.param("wide-resnet", "random", marks=_SLOW),
         pytest.param("robnet", "evolution", marks=_SLOW),
         ("darts", "tpe"),
         pytest.param("wide-resnet", "grid", marks=_SLOW),
