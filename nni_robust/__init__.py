@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from nni_robust.architecture import load_architecture as load_architecture
     from nni_robust.attacks import attack as attack
     from nni_robust.evaluation import evaluate as evaluate
+    from nni_robust.exchange import load as load
 
 __version__ = "0.1.0"
-__all__ = ["attack", "evaluate", "list_architectures", "load_architecture"]
+__all__ = ["attack", "evaluate", "list_architectures", "load", "load_architecture"]
 
 _HOMES = {
     "attack": "nni_robust.attacks",
     "evaluate": "nni_robust.evaluation",
+    "load": "nni_robust.exchange",
     "list_architectures": "nni_robust.architecture",
     "load_architecture": "nni_robust.architecture",
 }

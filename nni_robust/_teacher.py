@@ -24,8 +24,8 @@ class Teacher:
     Parameters
     ----------
     architecture
-        Name of a known architecture (``nni-robust archs``), path of an architecture file, or
-        ``robustbench:NAME`` for a network of that package.
+        Name of a known architecture (``nni-robust archs``), path of an architecture file or
+        of a folder of ``nni-robust export``, or ``robustbench:NAME`` for a network of that package.
     weights
         Path of its weights; None: those that the architecture file names, or those of the package.
     train
@@ -48,6 +48,7 @@ def absolute_teacher(teacher: Teacher) -> Teacher:
     changes: dict[str, Any] = {}
     if teacher.weights is not None:
         changes["weights"] = str(Path(teacher.weights).expanduser().absolute())
-    if Path(teacher.architecture).suffix in (".yaml", ".yml", ".json"):
-        changes["architecture"] = str(Path(teacher.architecture).expanduser().absolute())
+    path = Path(teacher.architecture).expanduser()
+    if path.suffix in (".yaml", ".yml", ".json") or path.is_dir():
+        changes["architecture"] = str(path.absolute())
     return dataclasses.replace(teacher, **changes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_teacher",
+    "from_robustbench",
     "has_weights",
     "load_teacher",
     "source_key",
@@ -59,7 +60,7 @@ def load_teacher(teacher: Teacher, num_classes: int, input_shape: Sequence[int])
                 f"teacher.weights: {teacher.weights!r} is not allowed with '{name}', which brings "
                 "its own"
             )
-        return _ready(_from_robustbench(name, num_classes), teacher, num_classes, input_shape)
+        return _ready(from_robustbench(name, num_classes), teacher, num_classes, input_shape)
     if not has_weights(teacher):
         raise UserError(
             f"teacher '{name}' has no weights; give teacher.weights, or teacher.train and a "
@@ -95,7 +96,7 @@ def teacher_from_store(
     from nni_robust.training.weights import load_weights
 
     if teacher.architecture.startswith(ROBUSTBENCH):
-        network = _from_robustbench(teacher.architecture, num_classes)
+        network = from_robustbench(teacher.architecture, num_classes)
     else:
         network = build_teacher(teacher, num_classes, pretrained=False)
     load_weights(network, open_store(store).file(key, "weights.safetensors"))
@@ -107,6 +108,8 @@ def source_key(teacher: Teacher) -> str:
     files = [teacher.weights]
     if Path(teacher.architecture).suffix in (".yaml", ".yml", ".json"):
         files.append(teacher.architecture)
+    elif Path(teacher.architecture).is_dir():
+        files.append(str(Path(teacher.architecture, "config.json")))
     if not teacher.architecture.startswith(ROBUSTBENCH):
         own = _architecture(teacher).weights
         files.append(None if own is None else str(own))
@@ -151,18 +154,33 @@ def build_teacher(teacher: Teacher, num_classes: int, *, pretrained: bool) -> nn
     return network
 
 
-def _from_robustbench(name: str, num_classes: int) -> nn.Module:
-    """A network of the RobustBench package, downloaded by it on first use."""
+def from_robustbench(name: str, num_classes: int, role: str = "teacher") -> nn.Module:
+    """A network of the RobustBench package, downloaded by it on first use.
+
+    Parameters
+    ----------
+    name
+        Such as ``"robustbench:Rice2020Overfitting"``.
+    num_classes
+        Says which of its data sets it is for.
+    role
+        What the network is here, for messages.
+
+    Raises
+    ------
+    UserError
+        If the package is missing, knows no such network, or cannot load it.
+    """
     if num_classes not in _BENCHMARKS:
         raise UserError(
-            f"teacher '{name}' is not allowed with {num_classes} classes; RobustBench has networks "
+            f"{role} '{name}' is not allowed with {num_classes} classes; RobustBench has networks "
             f"for {', '.join(map(str, _BENCHMARKS))}"
         )
     try:
         package: Any = importlib.import_module("robustbench.utils")
     except ImportError:
         raise UserError(
-            f"teacher '{name}' needs RobustBench: pip install "
+            f"{role} '{name}' needs RobustBench: pip install "
             "git+https://github.com/RobustBench/robustbench.git"
         ) from None
     import torch
@@ -180,12 +198,12 @@ def _from_robustbench(name: str, num_classes: int) -> nn.Module:
             continue
         except Exception as e:  # whatever a download or another package's code raises
             raise UserError(
-                f"teacher '{name}' could not be loaded: {type(e).__name__}: "
+                f"{role} '{name}' could not be loaded: {type(e).__name__}: "
                 f"{' '.join(str(e).split())}"
             ) from e
         return network
     raise UserError(
-        f"teacher '{name}': RobustBench knows no such network for {_BENCHMARKS[num_classes]}"
+        f"{role} '{name}': RobustBench knows no such network for {_BENCHMARKS[num_classes]}"
     )
 
 

@@ -43,7 +43,7 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
     name_or_path
         A name that :func:`list_architectures` gives, or the path of a .yaml, .yml or .json file
         that :meth:`Architecture.save` wrote, or that a space knows as one of its authors', such as
-        ``WRN-A1.yaml`` of the wide residual networks.
+        ``WRN-A1.yaml`` of the wide residual networks; or a folder of ``nni-robust export``.
 
     Raises
     ------
@@ -60,10 +60,15 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
         entry = {"format": FORMAT, "name": name, **_entries()[name]}
         return Architecture.from_dict(entry, where=f"zoo entry '{name}'")
     path = Path(name_or_path)
+    if path.is_dir():
+        from nni_robust.exchange import read_folder
+
+        return read_folder(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(
             f"unknown architecture '{name}'{nearest(name, _entries())} (a name that "
-            "`nni-robust archs` lists is needed, or the path of a .yaml or .json file)"
+            "`nni-robust archs` lists is needed, or the path of a .yaml or .json file, or of a "
+            "folder of `nni-robust export`)"
         )
     value = read_json(path) if path.suffix == ".json" else read_yaml(path)
     if isinstance(value, dict) and "format" not in value:

@@ -32,7 +32,10 @@ __all__ = [
     "writable_folder",
 ]
 
-ARCH_HELP = "a name that 'nni-robust archs' lists, or an architecture file (YAML or JSON)"
+ARCH_HELP = (
+    "a name that 'nni-robust archs' lists, an architecture file (YAML or JSON), or a folder of "
+    "'nni-robust export'"
+)
 
 
 def natural(text: str) -> int:

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "A picture that is misclassified without an attack counts as broken under every attack."
     )
     parser.add_argument(
-        "arch", nargs="+", metavar="ARCH", help=f"{ARCH_HELP}; several with --strengths only"
+        "arch",
+        nargs="+",
+        metavar="ARCH",
+        help=f"{ARCH_HELP}; or robustbench:NAME; several (none of RobustBench) with --strengths",
     )
     add_data(parser)
     parser.add_argument(
@@ -88,6 +91,7 @@ def execute(args: argparse.Namespace) -> int:
             " evaluated"
         )
     threat = threat_of(args)
+    from nni_robust._teacher import ROBUSTBENCH
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
     from nni_robust.cli._network import (
@@ -95,6 +99,7 @@ def execute(args: argparse.Namespace) -> int:
         build_network,
         find_device,
         print_accuracies,
+        robustbench_network,
         threat_json,
     )
     from nni_robust.data import load_dataset
@@ -104,15 +109,19 @@ def execute(args: argparse.Namespace) -> int:
     attacks = names(args.attacks)
     for name in attacks:  # a wrong name is told before the data is read
         attack_from_spec(name, threat)
-    architecture = load_architecture(args.arch[0])
+    foreign = args.arch[0].startswith(ROBUSTBENCH)
+    architecture = None if foreign else load_architecture(args.arch[0])
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation
-    network = build_network(architecture, data, seed=args.seed, weights=args.weights).to(device)
-    trained = args.weights is not None or architecture.trained
+    if architecture is None:
+        name, trained = args.arch[0], True
+        network = robustbench_network(name, data, args.weights)
+    else:
+        network = build_network(architecture, data, seed=args.seed, weights=args.weights)
+        name, trained = architecture.name, args.weights is not None or architecture.trained
+    network = network.to(device)
     if not trained:
-        say(
-            f"untrained weights: '{architecture.name}' comes without any; --weights FILE gives some"
-        )
+        say(f"untrained weights: '{name}' comes without any; --weights FILE gives some")
     result = attack_and_count(
         network,
         images,
@@ -126,7 +135,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json(
             {
-                "architecture": architecture.name,
+                "architecture": name,
                 "trained": trained,
                 "dataset": data.name,
                 "split": args.split,
@@ -140,6 +149,6 @@ def execute(args: argparse.Namespace) -> int:
         )
         return 0
     state = "" if trained else " (untrained weights)"
-    print(f"{architecture.name}{state}, {result.n} {args.split} pictures of {data.name}, {threat}")
+    print(f"{name}{state}, {result.n} {args.split} pictures of {data.name}, {threat}")
     print_accuracies(result)
     return 0

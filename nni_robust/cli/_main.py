@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
     "transfer": ("nni_robust.cli._transfer", "attack networks with each other's examples"),
     "convert": ("nni_robust.cli._convert", "turn a foreign checkpoint into weights for evaluate"),
+    "export": ("nni_robust.cli._export", "write a trained network as a folder others can load"),
     "compress": ("nni_robust.cli._compress", "find a network below a teacher that keeps a budget"),
     "archs": ("nni_robust.cli._archs", "list the known architectures with their exact costs"),
     "show": ("nni_robust.cli._show", "print what an architecture is; draw its cells"),

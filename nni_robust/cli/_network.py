@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from nni_robust.data import DataSplits, Images
     from nni_robust.threat import ThreatModel
 
-__all__ = ["attack_and_count", "build_network", "find_device", "print_accuracies", "threat_json"]
+__all__ = [
+    "attack_and_count",
+    "build_network",
+    "find_device",
+    "print_accuracies",
+    "robustbench_network",
+    "threat_json",
+]
 
 
 def find_device(name: str) -> torch.device:
@@ -72,6 +79,27 @@ def build_network(
         from nni_robust.training import load_weights
 
         load_weights(network, weights)
+    return _fitting(network, architecture.name, data)
+
+
+def robustbench_network(name: str, data: DataSplits, weights: str | None = None) -> nn.Module:
+    """The network ``robustbench:NAME``, with its package's weights for the data's classes.
+
+    Raises
+    ------
+    UserError
+        If other weights are asked for, the package is missing or knows no such network, or it does
+        not take pictures of that size.
+    """
+    from nni_robust._teacher_loading import from_robustbench
+
+    if weights is not None:
+        raise UserError(f"--weights '{weights}' is not allowed with '{name}', which brings its own")
+    return _fitting(from_robustbench(name, data.num_classes, "network"), name, data)
+
+
+def _fitting(network: nn.Module, name: str, data: DataSplits) -> nn.Module:
+    """The network, once it has shown that it takes the pictures."""
     training = network.training
     network.eval()
     try:
@@ -80,7 +108,7 @@ def build_network(
     except (RuntimeError, ValueError) as e:
         shape = "×".join(map(str, data.input_shape))
         raise UserError(
-            f"'{architecture.name}' does not take the pictures of '{data.name}' ({shape}): "
+            f"'{name}' does not take the pictures of '{data.name}' ({shape}): "
             f"{str(e).splitlines()[0]}"
         ) from None
     return network.train(training)
