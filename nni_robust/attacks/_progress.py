@@ -91,7 +91,7 @@ class AttackProgress:
             "index": index,
             "broken": broken.cpu(),
             "picture": torch.tensor([self._pictures[int(r)] for r in rows], dtype=torch.int64),
-            "kept": kept.cpu(),
+            "kept": kept.cpu().clone(),  # one tensor must not lie in the file twice
             "adversarial": adv[kept].detach().cpu().contiguous(),
         }
         name = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
@@ -108,6 +108,8 @@ class AttackProgress:
                         f"folder: {path.parent} holds the results of another network, seed or "
                         "setting; give another folder"
                     )
+                if places.keys().isdisjoint(f.get_tensor("index").tolist()):
+                    return
                 tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as e:
             aside = set_aside(path)
