@@ -16,6 +16,7 @@ from nni_robust.cli._arguments import (
     threat_of,
 )
 from nni_robust.cli._console import print_json, say
+from nni_robust.cli._reliability import add_thorough
 from nni_robust.cli._strengths import add_strengths, execute_strengths
 from nni_robust.errors import UserError
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_attacks(parser)
     add_threat(parser)
     add_strengths(parser)
+    add_thorough(parser)
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -131,6 +133,7 @@ def execute(args: argparse.Namespace) -> int:
         device=device,
         limit=args.limit,
         seed=args.seed,
+        thorough=args.thorough,
     )
     if args.json:
         print_json(
@@ -144,6 +147,7 @@ def execute(args: argparse.Namespace) -> int:
                 "seed": args.seed,
                 "metrics": result.metrics(),
                 "all_attacks": result.worst,
+                "reliability": result.reliability.as_dict(),
                 "seconds": result.seconds,
             }
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nni_robust.cli._console import print_table, progress
+from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
 from nni_robust.evaluation import Evaluation, NonFiniteOutput, evaluate
 
@@ -143,12 +144,13 @@ def attack_and_count(
 
 
 def print_accuracies(result: Evaluation) -> None:
-    """One line per attack; with several, also the share that withstands all of them."""
+    """One line per attack; with several, the share that withstands all; what is unreliable."""
     rows = [["clean", f"{result.clean:.2%}", ""]]
     rows += [[key, f"{a.accuracy:.2%}", f"{a.seconds:.1f}"] for key, a in result.attacks.items()]
     if len(result.attacks) > 1:
         rows.append(["all attacks", f"{result.worst:.2%}", f"{result.seconds:.1f}"])
     print_table(["attack", "accuracy", "seconds"], rows)
+    print_reliability(result.reliability)
 
 
 def threat_json(threat: ThreatModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_robust.cli._arguments import set_threads, threat_of
 from nni_robust.cli._console import print_json, print_table, progress, say
+from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _measure(
                 seed=args.seed,
                 batch_size=args.batch_size,
                 progress=report,
+                thorough=args.thorough,
             )
         except NonFiniteOutput as e:
             raise UserError(f"{e}, so no accuracy can be measured") from None
@@ -155,6 +157,7 @@ def _record(found: Spectrum) -> dict[str, Any]:
         "average": found.average,
         "auc": found.auc,
         f"avg_robust_acc@{{{name}}}": found.mean(),
+        "reliability": found.reliability.as_dict(),
         "passes": found.passes,
         "forwards": found.forwards,
         "seconds": found.seconds,
@@ -179,6 +182,9 @@ def _print(spectra: dict[str, dict[str, Spectrum]], data: str, split: str, norm:
     print("average: plain mean over the strengths; area: under accuracy over eps from 0, per eps")
     if paper:
         print("mean of 4: at 0.03, 0.1, 0.17 and 0.25, the average robust accuracy of Wsr-NAS")
+    for name, found in spectra.items():
+        for attack, one in found.items():
+            print_reliability(one.reliability, f"{name}, {attack}")
 
 
 def _draw(spectra: dict[str, dict[str, Spectrum]], path: str, norm: str) -> None:

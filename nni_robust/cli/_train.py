@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nni_robust.architecture import Architecture
     from nni_robust.data import DataSplits
     from nni_robust.threat import ThreatModel
-    from nni_robust.training import EpochRecord, Recipe
+    from nni_robust.training import EpochRecord, Recipe, TrainResult
 
 __all__ = ["add_arguments", "execute"]
 
@@ -134,7 +134,7 @@ def execute(args: argparse.Namespace) -> int:
     }
     line(f"saved {folder / 'architecture.yaml'} and its weights")
     if args.evaluate:
-        outcome["test"] = _test(args, result.model, data, threat)
+        outcome["test"] = _test(args, result, data, threat)
     if args.json:
         print_json(outcome)
     return 0
@@ -207,12 +207,13 @@ def _trained(
 
 
 def _test(
-    args: argparse.Namespace, network: Any, data: DataSplits, threat: ThreatModel
+    args: argparse.Namespace, trained: TrainResult, data: DataSplits, threat: ThreatModel
 ) -> dict[str, Any]:
     from nni_robust.cli._network import attack_and_count, print_accuracies
+    from nni_robust.reliability import check_training
 
     result = attack_and_count(
-        network,
+        trained.model,
         data.test,
         names(args.attacks),
         threat,
@@ -220,7 +221,11 @@ def _test(
         limit=args.limit,
         seed=args.seed,
     )
+    history = [dataclasses.asdict(record) for record in trained.history]
+    collapse = check_training(history, data.num_classes)
+    result = dataclasses.replace(result, reliability=result.reliability.replaced([collapse]))
     if not args.json:
         print(f"{result.n} test pictures of {data.name}, {threat}")
         print_accuracies(result)
-    return {"pictures": result.n, "metrics": result.metrics()}
+    flags = result.reliability.as_dict()
+    return {"pictures": result.n, "metrics": result.metrics(), "reliability": flags}

@@ -13,7 +13,16 @@ from nni_robust.report._format import number
 from nni_robust.store import read_json, read_records
 from nni_robust.threat import ThreatModel, eps_label
 
-__all__ = ["Record", "Run", "attack_keys", "is_ok", "metric", "read_run", "strongest_attack"]
+__all__ = [
+    "Record",
+    "Run",
+    "attack_keys",
+    "is_ok",
+    "metric",
+    "read_run",
+    "strongest_attack",
+    "unreliable",
+]
 
 Record = Mapping[str, Any]
 
@@ -147,6 +156,13 @@ def metric(record: Record, key: str) -> float | None:
     """A metric of a record or network as a finite float, None where it has none."""
     metrics = record.get("metrics")
     return number(metrics.get(key)) if isinstance(metrics, Mapping) else None
+
+
+def unreliable(record: Record) -> list[str]:
+    """Why the figures of a record or network cannot be believed; empty where nothing says so."""
+    flags = record.get("reliability")
+    reasons = flags.get("unreliable") if isinstance(flags, Mapping) else None
+    return [str(reason) for reason in reasons] if isinstance(reasons, list) else []
 
 
 def attack_keys(records: Iterable[Record]) -> list[str]:

@@ -25,6 +25,7 @@ from nni_robust.report._run import (
     metric,
     read_run,
     strongest_attack,
+    unreliable,
 )
 from nni_robust.report._study import read_findings, study_figures
 from nni_robust.report._tutors import read_tutors, tutor_figures
@@ -205,6 +206,7 @@ def _cards(run: Run, robust: str | None) -> list[dict[str, Any]]:
             "clean": metric(network, "clean"),
             "params": metric(network, "params"),
             "macs": metric(network, "macs"),
+            "unreliable": unreliable(network),
         }
         for network in run.networks
     ]
@@ -246,6 +248,7 @@ def _finals(run: Run) -> dict[str, Any]:
                 "params": metric(network, "params"),
                 "macs": metric(network, "macs"),
                 "note": str(network.get("note") or ""),
+                "unreliable": unreliable(network),
             }
             for network in run.networks
         ],
@@ -283,6 +286,7 @@ def _candidates(run: Run, best: Mapping[str, Any] | None) -> dict[str, Any]:
                 "params": metric(record, "params"),
                 "macs": metric(record, "macs"),
                 "seconds": metric(record, "seconds"),
+                "unreliable": unreliable(record),
             }
             for i, record in enumerate(records)
         ],
@@ -317,7 +321,23 @@ def _notes(run: Run) -> list[str]:
         "these numbers compare candidates with one another and with nothing else.",
         "Robust accuracy is the share of pictures that are classified correctly after the named "
         "attack. A stronger attack can only lower it: it is an upper bound.",
+        _reliability_note(run),
         "MACs are multiply-accumulates of convolutions and linear layers for one picture; "
         "parameters are the trainable ones.",
         f"eps is {meaning}, in units of pixels that lie in [0, 1].",
     ]
+
+
+def _reliability_note(run: Run) -> str:
+    """What the marks say, or that nobody looked."""
+    records = (*run.networks, *run.candidates)
+    checked = [r for r in records if isinstance(r.get("reliability"), Mapping)]
+    if not checked:
+        return "The records of this run do not say whether their figures were checked."
+    bad = sum(bool(unreliable(r)) for r in checked)
+    marked = f"{bad} of {len(checked)} are marked" if bad else f"none of {len(checked)} is marked"
+    return (
+        "Every figure comes with checks of whether the attacks could work on that network (does it "
+        "answer the same when asked again, has it gradients, do stronger attacks lower accuracy, "
+        f"…). Where one failed the figure is marked unreliable: {marked}."
+    )

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nni_robust.report._format import MISSING, attack_name, count, duration, percent
-from nni_robust.report._run import Record, attack_keys, is_ok, metric
+from nni_robust.report._run import Record, attack_keys, is_ok, metric, unreliable
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 __all__ = ["candidates_table", "code_text", "final_table", "network_title", "ranked", "to_csv"]
 
@@ -79,7 +80,7 @@ def candidates_table(records: Iterable[Record], *, limit: int | None = None) -> 
     for heading in ("score", "clean", *map(attack_name, attacks), "params", "MACs", "time"):
         table.add_column(Text(heading), justify="right")
     for record in shown:
-        name = (str(record.get("index", MISSING)), Text(_shorten(code_text(record))))
+        name = (_marked(record.get("index", MISSING), record), Text(_shorten(code_text(record))))
         if is_ok(record):
             table.add_row(
                 *name,
@@ -120,11 +121,18 @@ def final_table(final: Mapping[str, Any]) -> Table:
         table.add_column(Text(heading), justify="right")
     for network in networks:
         table.add_row(
-            Text(network_title(str(network.get("label", MISSING)))),
+            _marked(network_title(str(network.get("label", MISSING))), network),
             *(percent(metric(network, key)) for key in ("clean", *attacks)),
             *(count(metric(network, key)) for key in ("params", "macs")),
         )
     return table
+
+
+def _marked(text: Any, record: Record) -> Text:
+    """A name, with a mark where the figures beside it are unreliable."""
+    from rich.text import Text
+
+    return Text(f"{text} (UNRELIABLE)", style="red") if unreliable(record) else Text(str(text))
 
 
 def to_csv(records: Iterable[Record]) -> str:

@@ -98,7 +98,33 @@ def test_untrained_weights_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "untrained weights" in captured.err
     lines = captured.out.splitlines()
     assert lines[0].startswith("robnet-small (untrained weights), 8 test pictures of digits")
-    assert [line.split()[0] for line in lines[2:]] == ["clean", "fgsm@8/255", "pgd20@8/255", "all"]
+    rows = ["clean", "fgsm@8/255", "pgd20@8/255", "all", "reliability:"]
+    assert [line.split()[0] for line in lines[2:]] == rows
+
+
+def test_unreliable_figures_say_so(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Huge logits: the cross entropy has no gradient in float32."""
+    torch.manual_seed(0)
+    network = load_architecture(tiny).build(10)
+    with torch.no_grad():
+        *_, last = (m for m in network.modules() if isinstance(m, torch.nn.Linear))
+        last.weight *= 1e7
+    save_weights(network, tmp_path / "w.safetensors")
+    argv = [tiny, "--weights", str(tmp_path / "w.safetensors"), "--attacks", "pgd3"]
+    flags = evaluated(capsys, *argv)["reliability"]
+    assert flags["reliable"] is False
+    (reason,) = flags["unreliable"]
+    assert reason.startswith("zero-gradient: ")
+    assert flags["checks"]["zero-gradient"]["figures"]["share"] > 0
+    assert main(["evaluate", *argv]) == 0
+    assert f"UNRELIABLE: {reason}" in capsys.readouterr().out.splitlines()
+    for more in ([], ["--thorough"]):
+        assert main(["evaluate", *argv, "--strengths", "0.01,0.02", *more]) == 0
+        assert f"UNRELIABLE: {tiny}, pgd3: {reason}" in capsys.readouterr().out.splitlines()
+    thorough = evaluated(capsys, *argv, "--thorough")["reliability"]["checks"]
+    assert thorough["large-eps"]["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,27 @@ def test_final_networks(page):
     assert best_clean == ["n top", "n", "n"]  # the undefended network is the most accurate
 
 
+def test_unreliable_figures_are_marked(tmp_path, page):
+    folder = write_run(tmp_path / "r")
+    final = json.loads((folder / "final.json").read_text())
+    flags = {"reliable": False, "unreliable": ["zero-gradient: flat & <b>steep</b>", "dynamic: x"]}
+    final["networks"][1]["reliability"] = flags
+    final["networks"][2]["reliability"] = {"reliable": True, "unreliable": []}
+    (folder / "final.json").write_text(json.dumps(final))
+    records = [json.loads(line) for line in (folder / "candidates.jsonl").open()]
+    records[-1]["reliability"] = flags
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    text = build_report(folder).read_text(encoding="utf-8")
+    assert text.count('class="tag unreliable"') == 3  # card, row of the table, candidate
+    assert text.count("“Random, equal budget” is unreliable") == 1
+    assert text.count("is unreliable.</strong>") == 1
+    assert "<p>zero-gradient: flat &amp; &lt;b&gt;steep&lt;/b&gt;</p>" in text
+    assert "2 of 3 are marked" in text
+    sound = build_report(write_run(tmp_path / "s")).read_text(encoding="utf-8")
+    assert 'class="tag unreliable"' not in sound
+    assert "do not say whether their figures were checked" in sound
+
+
 def test_headline_and_facts(page):
     assert page.says(
         "Under PGD-20, eps 8/255, the best network found classifies 52.3 % of the test"
