@@ -22,8 +22,8 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("nni_robust", "search_spaces", "strategies", "evaluators", "experiments")
-#: A project of its own, which belongs to the repository and not to an installation.
-EXAMPLES = ROOT / "experiments" / "examples"
+#: What belongs to the repository and not to an installation: a project of its own, measurements.
+OUTSIDE = (ROOT / "experiments" / "examples", ROOT / "experiments" / "benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_every_python_file_is_in_a_package() -> None:
     folders = set(package_folders().values())
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     lost = [path for path in files if path.parent not in folders]
-    assert [str(path) for path in lost if EXAMPLES not in path.parents] == []
+    assert [str(path) for path in lost if not set(OUTSIDE) & set(path.parents)] == []
 
 
 def test_every_data_file_is_installed(project: dict[str, Any]) -> None:
