@@ -27,11 +27,14 @@ _SPELLING = {
     "cw": "CW",
     "apgd": "APGD",
     "apgd-ce": "APGD-CE",
+    "apgd-dlr": "APGD-DLR",
     "apgd-t": "APGD-T",
     "fab": "FAB",
+    "fab-t": "FAB-T",
     "square": "Square",
     "deepfool": "DeepFool",
     "autoattack": "AutoAttack",
+    "autoattack-light": "AutoAttack light",
 }
 
 

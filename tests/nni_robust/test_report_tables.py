@@ -54,6 +54,8 @@ FAILED = record(3, 0, status="failed", metrics={}, error="no [memory]")
         (duration, None, "–"),
         (attack_name, "pgd20@8/255", "PGD-20, eps 8/255"),
         (attack_name, "autoattack", "AutoAttack"),
+        (attack_name, "autoattack-light@8/255", "AutoAttack light, eps 8/255"),
+        (attack_parts, "fab-t20@0.1", ("FAB-T-20", "0.1")),
         (attack_parts, "fgsm@0.1", ("FGSM", "0.1")),
         (attack_parts, "mifgsm10@0.1", ("MI-FGSM-10", "0.1")),
         (attack_parts, "my-own7@0.1", ("my-own7", "0.1")),
