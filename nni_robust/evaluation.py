@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from nni_robust._pictures import Progress, as_threat, batches, is_correct, survives
 from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
-from nni_robust.reliability import Monitor, Reliability
-from nni_robust.reliability._results import Outcome
+from nni_robust.reliability import Monitor, Outcome, Reliability
 from nni_robust.spectrum import evaluate_spectrum
 from nni_robust.threat import ThreatModel
 

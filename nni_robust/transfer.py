@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nni_robust._pictures import Batch, Progress, as_threat, batches, is_correct, placement
 from nni_robust.attacks import Attack, AttackSpec, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
+from nni_robust.reliability import BLACK_BOX
 from nni_robust.threat import ThreatModel
 
 __all__ = ["TransferTable", "transfer_table"]
@@ -42,6 +43,23 @@ class TransferTable:
     n: int
     clean: dict[str, float]
     accuracy: dict[str, dict[str, float]]
+
+    @property
+    def unreliable(self) -> list[str]:
+        """``["black-box-wins: …"]``: targets that others' examples break more than their own.
+
+        As between two attacks on one network: by more than 0.2 points, and than one picture.
+        """
+        found = []
+        for target, row in self.accuracy.items():
+            source = min(row, key=lambda name: row[name])
+            gap = row.get(target, 0.0) - row[source]
+            if gap > BLACK_BOX and round(gap * self.n) > 1:
+                found.append(
+                    f"black-box-wins: examples of '{source}' leave '{target}' {row[source]:.2%}, "
+                    f"its own {row[target]:.2%}: its gradients mislead"
+                )
+        return found
 
 
 def transfer_table(

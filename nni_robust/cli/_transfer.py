@@ -121,11 +121,14 @@ def execute(args: argparse.Namespace) -> int:
                 "untrained": untrained,
                 "clean": table.clean,
                 "accuracy": table.accuracy,
+                "unreliable": table.unreliable,
             }
         )
         return 0
     print(f"{table.attack}, {table.n} {args.split} pictures of {data.name}; a column is a source")
     _print(table)
+    for reason in table.unreliable:
+        print(f"UNRELIABLE: {reason}")
     return 0
 
 

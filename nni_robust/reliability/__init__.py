@@ -10,6 +10,16 @@ from __future__ import annotations
 
 from nni_robust.reliability._checks import CHECKS, Check, Reliability, Status
 from nni_robust.reliability._monitor import Monitor
+from nni_robust.reliability._results import BLACK_BOX, Outcome
 from nni_robust.reliability._training import check_training
 
-__all__ = ["CHECKS", "Check", "Monitor", "Reliability", "Status", "check_training"]
+__all__ = [
+    "BLACK_BOX",
+    "CHECKS",
+    "Check",
+    "Monitor",
+    "Outcome",
+    "Reliability",
+    "Status",
+    "check_training",
+]

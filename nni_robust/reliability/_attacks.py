@@ -45,7 +45,7 @@ def broken_alone(attack: Attack) -> int | None:
     black = [is_black_box(part) for part in parts]
     if all(black) or not any(black):
         return None
-    return sum(count for count, alone in zip(breaks, black, strict=True) if alone)
+    return sum(int(count) for count, alone in zip(breaks, black, strict=True) if alone)
 
 
 def _setting(attack: Attack, name: str) -> Any:

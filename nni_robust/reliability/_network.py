@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import torch
 from torch import Tensor, nn
@@ -201,7 +200,8 @@ def _softmax(logits: Tensor, half: bool) -> Check:
 
 def _spread(answers: list[Tensor], y: Tensor) -> tuple[float, int]:
     """Largest distance of normalised logits, and of the numbers of right answers."""
-    units = [a / (a.norm(dim=1, keepdim=True) + 1e-10) for a in answers]
-    far = max(float((a - b).norm(dim=1).max()) for a, b in itertools.combinations(units, 2))
-    right = [int((a.argmax(1) == y).sum()) for a in answers]
-    return far, max(right) - min(right)
+    every = torch.stack(answers)
+    units = every / (every.norm(dim=2, keepdim=True) + 1e-10)
+    far = (units.unsqueeze(0) - units.unsqueeze(1)).norm(dim=3).max()
+    right = (every.argmax(2) == y).sum(1)
+    return float(far), int(right.max() - right.min())

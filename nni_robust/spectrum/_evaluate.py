@@ -16,8 +16,7 @@ from nni_robust._pictures import Progress, batches
 from nni_robust.attacks import NonFiniteOutput, Victim, undisturbed
 from nni_robust.config import parse_ratio
 from nni_robust.errors import UserError
-from nni_robust.reliability import Monitor, Reliability
-from nni_robust.reliability._results import Outcome
+from nni_robust.reliability import Monitor, Outcome, Reliability
 from nni_robust.spectrum._passes import count_passes
 from nni_robust.spectrum._rungs import Rung, Steps, make_rungs
 

@@ -19,6 +19,7 @@ from nni_robust.evaluation import Evaluation, evaluate
 from nni_robust.reliability import CHECKS, Check, Reliability, check_training
 from nni_robust.spectrum import evaluate_spectrum
 from nni_robust.threat import ThreatModel
+from nni_robust.transfer import transfer_table
 
 EPS = 0.08
 N = 160
@@ -288,6 +289,16 @@ def test_square_breaks_what_gradients_do_not(standard: nn.Module, data: Any) -> 
     gap = found.attacks["pgd10@0.08"].accuracy - found.attacks["square300@0.08"].accuracy
     assert found.reliability["black-box-wins"].figures["gap"] == pytest.approx(gap)
     assert gap > 0.002
+
+
+def test_transfer_breaks_what_gradients_do_not(
+    standard: nn.Module, robust: nn.Module, data: Any
+) -> None:
+    networks = {"plain": standard, "misleading": Misleading(standard), "robust": robust}
+    table = transfer_table(networks, networks, data, "pgd10", threat=ThreatModel(eps=EPS))
+    (reason,) = table.unreliable
+    assert reason.startswith("black-box-wins: examples of 'plain' leave 'misleading'")
+    assert transfer_table({"p": standard}, networks, data, "pgd5").unreliable == []
 
 
 def test_square_inside_autoattack(standard: nn.Module, robust: nn.Module, data: Any) -> None:
