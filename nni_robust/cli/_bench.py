@@ -12,6 +12,10 @@ __all__ = ["BENCHES", "add_arguments", "execute"]
 
 #: Name -> (module, one line for ``nni-robust bench --help``).
 BENCHES = {
+    "attack": (
+        "nni_robust.cli._bench_attack",
+        "attacks and robust evaluation side by side with torchattacks and the seeds' loops",
+    ),
     "estimator": (
         "nni_robust.cli._bench_estimator",
         "noise estimators against real noise and against continuing the attack",
