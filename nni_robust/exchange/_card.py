@@ -96,10 +96,10 @@ def card(trained: Trained, cost: Cost, config: Mapping[str, Any], files: list[st
 
 def _line(value: Any) -> str:
     """One line without what Markdown and HTML would read as theirs."""
-    text = " ".join(str(value).split())
+    text = str(value)
     for sign in "<>|`[]":
         text = text.replace(sign, " ")
-    return text
+    return " ".join(text.split())
 
 
 def _provenance(provenance: Mapping[str, str]) -> list[str]:

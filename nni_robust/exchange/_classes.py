@@ -141,7 +141,7 @@ def classes_source(network: nn.Module, traces: dict[str, list[Trace]]) -> tuple[
     Returns
     -------
     tuple[str, str]
-        The source, and the name of the network's class, which takes no arguments.
+        The source of the classes, and the expression that builds the network.
 
     Raises
     ------
@@ -149,9 +149,9 @@ def classes_source(network: nn.Module, traces: dict[str, list[Trace]]) -> tuple[
         If a layer's arguments cannot be read off it, or a forward has no place in plain source.
     """
     writer = _Writer(traces)
-    writer.expression(network, "")
-    classes = list(writer.classes.values())
-    return "\n\n\n".join(cls.source() for cls in classes), classes[-1].name
+    piece = writer.expression(network, "")
+    expression = _filled(piece, [value for _, value in piece.numbers()])
+    return "\n\n\n".join(cls.source() for cls in writer.classes.values()), expression
 
 
 class _Writer:
@@ -185,7 +185,7 @@ class _Writer:
         kind = "Sequential" if is_sequential(module) else type(module).__name__
         children = list(module.named_children())
         pieces = [
-            (self.expression if kind == "Sequential" else self._child)(child, f"{path}.{name}")
+            (self.expression if kind == "Sequential" else self._child)(child, _below(path, name))
             for name, child in children
         ]
         fills = [fill for piece in pieces for fill in piece.fills]
@@ -202,8 +202,8 @@ class _Writer:
 
     def _own_class(self, module: nn.Module, path: str) -> _Piece:
         lines, fills = [], []
-        for name, tensor in module.named_parameters(recurse=False):
-            lines.append(f"self.{name} = nn.Parameter(torch.zeros({tuple(tensor.shape)}))")
+        for name, parameter in module.named_parameters(recurse=False):
+            lines.append(f"self.{name} = nn.Parameter(torch.zeros({tuple(parameter.shape)}))")
         for name, tensor in module.named_buffers(recurse=False):
             if name in module._non_persistent_buffers_set:
                 raise UserError(
@@ -214,7 +214,7 @@ class _Writer:
             shape = tuple(tensor.shape)
             lines.append(f'self.register_buffer("{name}", torch.zeros({shape}{kind}))')
         for name, child in module.named_children():
-            below = f"{path}.{name}" if path else name
+            below = _below(path, name)
             if below not in self.called and not child.state_dict() and not _leads(below, self):
                 continue
             piece = self._child(child, below)
@@ -238,6 +238,10 @@ class _Writer:
         instance = _Instance(cls, init.numbers())
         cls.instances.append(instance)
         return _Piece(f"{cls.name}(\0)", [instance])
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _leads(path: str, writer: _Writer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ class _Writer:
 
     def _fresh(self, word: str) -> str:
         """A name that is not taken yet."""
-        base = "_".join(word.strip("_").split(".")[-2:])
+        base = re.sub(r"\W", "_", "_".join(word.strip("_").split(".")[-2:]))
         base = base if base.isidentifier() and not keyword.iskeyword(base) else f"m_{base}"
         name, number = base, 1
         while name in self.used:
@@ -156,8 +157,8 @@ class _Writer:
 
     def _index(self, values: tuple[Any, ...]) -> str:
         if isinstance(values[0], tuple) and values[0]:
-            parts = [self._index(parts) for parts in zip(*values, strict=True)]
-            return ", ".join(parts) + ("," if len(parts) == 1 else "")
+            inner = [self._index(parts) for parts in zip(*values, strict=True)]
+            return ", ".join(inner) + ("," if len(inner) == 1 else "")
         if isinstance(values[0], slice):
             parts = [
                 tuple(getattr(value, part) for value in values)

@@ -47,7 +47,7 @@ _TAIL = '''
 
 def build():
     """The network with fresh weights; load() gives those that were trained."""
-    return {network}()
+    return {network}
 
 
 def load(path=Path(__file__).with_name("model.safetensors")):
@@ -119,7 +119,8 @@ def standalone_source(
     ):
         if word not in body:
             head = head.replace(line, "")
-    return head + body + _TAIL.format(network=own)
+    network_source = own.replace("\n", "\n    ")
+    return (head + body + _TAIL.format(network=network_source)).replace("\n\n\n\n\n", "\n\n\n")
 
 
 def load_standalone(path: Path) -> nn.Module:
