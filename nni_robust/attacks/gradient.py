@@ -13,8 +13,8 @@ leave [0, 1] until the first projection.
 
 Written for speed: no gradient for weights, one leaf updated in place, ball and box computed once as
 an interval for each pixel, and (`early_stop`) pictures leave the batch once they are misclassified.
-`fold` and `channels_last` are faster still at other rounding, which the sign makes visible in single
-pixels: they are for measuring, where what was found is classified again by the network as it is.
+`fold` and `channels_last` are faster still at other rounding, which the sign makes visible in
+single pixels: they are for measuring, where the network as it is classifies what was found again.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class FGSMSettings:
         ``"eval"``, or ``"train"``: attack with the batch's own statistics, like the seeds did.
     channels_last
         Compute in channels-last memory, which is faster for most convolutions on CPUs and on
-        tensor cores, and changes results in the last digits. ``"auto"`` does so; it was faster
-        for every network measured (docs/speed.md). None is False; but where accuracy is measured (`evaluate`) and the
-        attack has several steps, it is ``"auto"``.
+        tensor cores, and changes results in the last digits. ``"auto"`` does so, as it was
+        faster for every network measured (docs/speed.md). None is False; but where accuracy is
+        measured (`evaluate`) and the attack has several steps, it is ``"auto"``.
     fold
         Fold batch norms into convolutions during the attack where that is safe; logits change in
         the last digits. ``"auto"`` does so if the attack has steps enough to pay for it. None as

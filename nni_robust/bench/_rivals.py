@@ -1,4 +1,4 @@
-"""What attack speed is compared with: torchattacks as it comes, and a loop as the seeds write it."""
+"""What speed is compared with: torchattacks as it comes, and a loop as the seeds write it."""
 
 from __future__ import annotations
 
