@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def test_training_changes_the_network_and_reports_its_curve() -> None:
     record = AdversarialTraining(task=TASK, train=TRAIN, attacks=["fgsm"]).evaluate(net)
     assert not torch.equal(before, net.classifier.weight)
     assert [h["epoch"] for h in record["history"]] == [1]
+
+
+@pytest.mark.parametrize("more", [{}, {"strengths": [0.02, 0.1]}])
+def test_the_record_has_the_checks(more: Any) -> None:
+    """Of the attacks on the final weights, of all attacks together, and of the training's curve."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x + 0.05 * torch.randn_like(x))
+
+    train = {**TRAIN, "validation_attack": "pgd2"}
+    for net, failed in ((network(), set()), (Noisy(), {"randomised"})):
+        evaluator = AdversarialTraining(task=TASK, train=train, attacks=["fgsm", "pgd5"], **more)
+        flags = evaluator.evaluate(net)["reliability"]
+        assert {k for k, c in flags["checks"].items() if c["status"] == "failed"} == failed
+        assert [reason.split(":")[0] for reason in flags["unreliable"]] == list(failed)
+        assert flags["checks"]["training-collapse"]["status"] == "passed"
+        assert json.loads(json.dumps(flags)) == flags
 
 
 def frozen(evaluator: Any, code: str = "33123210120232") -> Any:

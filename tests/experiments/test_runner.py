@@ -55,6 +55,10 @@ def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: P
     shown = networks["best"]["metrics"]
     assert again.metrics()["clean"] == shown["clean"]
     assert again.metrics()["fgsm@0.1"] == shown["fgsm@0.1"]
+    flags = networks["best"]["reliability"]["checks"]
+    told = {c.name: c.status for c in again.reliability.checks if c.name != "training-collapse"}
+    assert {name: flags[name]["status"] for name in told} == told
+    assert all("reliability" in r for r in (*records[1:], *networks.values()))
     cost = measure_cost(network, (3, 8, 8))
     assert (cost.params, cost.macs) == (shown["params"], shown["macs"])
     assert networks["best"]["eps_curve"][0] == [0.0, shown["clean"]]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -461,6 +465,21 @@ def test_collapse_of_a_training(history: Any, status: str) -> None:
 
 
 # --- results and their flags ---------------------------------------------------------------------
+
+
+def test_the_page_explains_every_check() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted([*rows, "training-collapse"]) == sorted(CHECKS)
+    assert "`training-collapse` reads" in page
+
+
+def test_the_example_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("UNRELIABLE: softmax-output: the network returns probabilities")
 
 
 def test_no_result_without_flags(robust: nn.Module, data: Any) -> None:
