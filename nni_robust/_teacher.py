@@ -11,7 +11,7 @@ from typing import Any
 
 from nni_robust.config import strict
 
-__all__ = ["ROBUSTBENCH", "Teacher", "absolute_teacher"]
+__all__ = ["ROBUSTBENCH", "Teacher", "absolute_teacher", "is_path"]
 
 #: How the name of a network of RobustBench begins.
 ROBUSTBENCH = "robustbench:"
@@ -43,12 +43,23 @@ class Teacher:
     __pydantic_config__ = strict
 
 
+def is_path(architecture: str, folder: Path | None = None) -> bool:
+    """Whether an architecture is a file or an exported folder (in `folder`), not a known name."""
+    path = Path(architecture).expanduser()
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return True
+    if not ((folder or Path()) / path / "config.json").is_file():
+        return False
+    from nni_robust.architecture import list_architectures
+
+    return architecture not in list_architectures()
+
+
 def absolute_teacher(teacher: Teacher) -> Teacher:
     """The same teacher with absolute paths: it means the same in a process started elsewhere."""
     changes: dict[str, Any] = {}
     if teacher.weights is not None:
         changes["weights"] = str(Path(teacher.weights).expanduser().absolute())
-    path = Path(teacher.architecture).expanduser()
-    if path.suffix in (".yaml", ".yml", ".json") or path.is_dir():
-        changes["architecture"] = str(path.absolute())
+    if is_path(teacher.architecture):
+        changes["architecture"] = str(Path(teacher.architecture).expanduser().absolute())
     return dataclasses.replace(teacher, **changes)

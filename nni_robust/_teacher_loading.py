@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_robust._teacher import ROBUSTBENCH, Teacher
+from nni_robust._teacher import ROBUSTBENCH, Teacher, is_path
 from nni_robust.config import as_mapping
 from nni_robust.errors import UserError
 from nni_robust.store import content_key, open_store
@@ -106,10 +106,9 @@ def teacher_from_store(
 def source_key(teacher: Teacher) -> str:
     """What the teacher is, file contents included: equal for equal teachers only."""
     files = [teacher.weights]
-    if Path(teacher.architecture).suffix in (".yaml", ".yml", ".json"):
-        files.append(teacher.architecture)
-    elif Path(teacher.architecture).is_dir():
-        files.append(str(Path(teacher.architecture, "config.json")))
+    if is_path(teacher.architecture):
+        path = Path(teacher.architecture)
+        files.append(str(path / "config.json" if path.is_dir() else path))
     if not teacher.architecture.startswith(ROBUSTBENCH):
         own = _architecture(teacher).weights
         files.append(None if own is None else str(own))

@@ -72,45 +72,25 @@ def trace_network(network: nn.Module, input_shape: tuple[int, int, int]) -> dict
     Returns
     -------
     dict[str, list[Trace]]
-        By path of the module, ``""`` is the network. Layers of torch and ``nn.Sequential``, which
-        need no forward, have none.
+        By path of the module, ``""`` is the network. Layers of torch, which need no forward, have
+        none.
 
     Raises
     ------
     UserError
         If a module is called with keyword arguments, or in two ways.
     """
-    found: dict[str, list[Trace]] = {}
+    runs = [_run(network, torch.zeros(n, *input_shape, device="meta")) for n in BATCHES]
     paths = {id(module): path for path, module in network.named_modules()}
-    runs = [_trace(network, (torch.zeros(n, *input_shape, device="meta"),)) for n in BATCHES]
-    waiting: list[tuple[nn.Module, list[Trace]]] = [(network, runs)]
-    while waiting:
-        module, traces = waiting.pop()
-        path = paths[id(module)]
-        if path in found:
-            if [c.target for c in found[path][0].calls] != [c.target for c in traces[0].calls]:
-                raise UserError(f"module '{path}' is called in two ways, which has no standalone")
-            continue
-        found[path] = traces
-        for calls in zip(*(trace.calls for trace in traces), strict=True):
-            if isinstance(calls[0].target, str):
-                child = module.get_submodule(calls[0].target)
-                waiting += _called(child, [call.args for call in calls])
+    found: dict[str, list[Trace]] = {}
+    for number in runs[0]:
+        path = paths[number]
+        # A module that is called again must do the same again.
+        steps = [[call.target for call in trace.calls] for trace in runs[0][number]]
+        if any(step != steps[0] for step in steps):
+            raise UserError(f"module '{path}' is called in two ways, which has no standalone file")
+        found[path] = [run[number][0] for run in runs]
     return found
-
-
-def _called(
-    module: nn.Module, inputs: list[tuple[Any, ...]]
-) -> Iterator[tuple[nn.Module, list[Trace]]]:
-    """The modules that need a forward, in a module called with these inputs."""
-    if is_layer(module):
-        return
-    if not is_sequential(module):
-        yield module, [_trace(module, args) for args in inputs]
-        return
-    for child in module.children():
-        yield from _called(child, inputs)
-        inputs = [(child(*args),) for args in inputs]
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -118,41 +98,24 @@ def is_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _trace(module: nn.Module, args: tuple[Any, ...]) -> Trace:
-    args = tuple(_apart(arg) for arg in args)
+def _run(network: nn.Module, pictures: Tensor) -> dict[int, list[Trace]]:
+    """One run of a network: the traces of its modules by their ids, one for each time called."""
     recorder = _Recorder()
     with contextlib.ExitStack() as stack, torch.no_grad():
-        for path, child in module.named_modules():
-            if path:
-                stack.enter_context(_watched(child, path, recorder))
+        for module in network.modules():
+            stack.enter_context(_watched(module, recorder))
         with recorder:
-            result = module.forward(*args)
-    return Trace(args, recorder.calls, result)
-
-
-def _apart(value: Any) -> Any:
-    """The same value, every tensor an object of its own, so that it can have a name of its own."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_apart(inner) for inner in value)
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _copied(value: Any) -> Any:
-    """The same tensors in lists and tuples of their own."""
-    if type(value) in (list, tuple):
-        return type(value)(_copied(inner) for inner in value)
-    return value
+            network(pictures)
+    return recorder.traces
 
 
 @contextlib.contextmanager
-def _watched(module: nn.Module, path: str, recorder: _Recorder) -> Iterator[None]:
-    """Calls of a module are written down as such, and not what happens in them."""
+def _watched(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Calls of a module are written down as such, apart from what happens in them."""
     forward = module.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if recorder.inside:
-            return forward(*args, **kwargs)
-        return recorder.call(path, forward, args, kwargs)
+        return recorder.call_module(module, forward, args, kwargs)
 
     module.forward = watched  # type: ignore[method-assign]
     try:
@@ -161,13 +124,22 @@ def _watched(module: nn.Module, path: str, recorder: _Recorder) -> Iterator[None
         del module.forward
 
 
+class _Frame:
+    """A forward that is running."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.paths = {id(child): path for path, child in module.named_modules()}
+        self.calls: list[Call] = []
+
+
 class _Recorder(TorchFunctionMode):
-    """Writes down what is called, outside of calls that are written down already."""
+    """Writes down what the forwards that are running call, each apart from those below it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
-        self.inside = False
+        self.traces: dict[int, list[Trace]] = {}
+        #: None stands for what needs no forward of its own: a layer, a function of torch.
+        self.frames: list[_Frame | None] = []
 
     def __torch_function__(
         self,
@@ -176,24 +148,79 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self.inside:
-            return func(*args, **(kwargs or {}))
-        return self.call(func, func, args, dict(kwargs or {}))
+        frame = self.frames[-1] if self.frames else None
+        kept, options = _copied(args), dict(kwargs or {})
+        result = self._below(None, func, args, options)
+        return result if frame is None else _told(frame, func, kept, options, result)
 
-    def call(
-        self, target: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    def call_module(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Do the call; it is written down if tensors come out of it."""
+        """Run a module's forward; the one that called it knows only that it did."""
+        above = self.frames[-1] if self.frames else None
+        if above is None and self.frames:
+            return forward(*args, **kwargs)
         kept = _copied(args)  # before the forward adds to a list that it passed
-        self.inside = True
+        if is_layer(module):
+            result = self._below(None, forward, args, kwargs)
+        elif kwargs:
+            name = type(module).__name__
+            raise UserError(f"{name} is called with keywords, which has no standalone file")
+        else:
+            own, frame = tuple(_apart(arg) for arg in args), _Frame(module)
+            result = self._below(frame, forward, own, {})
+            trace = Trace(own, frame.calls, _copied(result))
+            self.traces.setdefault(id(module), []).append(trace)
+        if above is None:
+            return result
+        if id(module) not in above.paths:
+            raise UserError(
+                f"a {type(module).__name__} is called by a module that it is no part of, which has "
+                "no standalone file"
+            )
+        if isinstance(result, Tensor):
+            result = _apart(result)  # what an identity gives has a name of its own, too
+        return _told(above, above.paths[id(module)], kept, kwargs, result)
+
+    def _below(
+        self,
+        frame: _Frame | None,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self.frames.append(frame)
         try:
-            result = function(*args, **kwargs)
-            if isinstance(target, str) and any(result is arg for arg in args):
-                result = _apart(result)  # an identity
+            return function(*args, **kwargs)
         finally:
-            self.inside = False
-        if isinstance(result, Tensor) or (
-            isinstance(result, (list, tuple)) and any(isinstance(r, Tensor) for r in result)
-        ):
-            self.calls.append(Call(target, kept, kwargs, _copied(result)))
-        return result
+            self.frames.pop()
+
+
+def _told(
+    frame: _Frame, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> Any:
+    """Write a call down if tensors came out of it; its result."""
+    if isinstance(result, Tensor) or (
+        isinstance(result, (list, tuple)) and any(isinstance(r, Tensor) for r in result)
+    ):
+        frame.calls.append(Call(target, args, kwargs, _copied(result)))
+    return result
+
+
+def _apart(value: Any) -> Any:
+    """The same value, every tensor an object of its own, so that it can have a name of its own."""
+    if type(value) in (list, tuple):
+        return type(value)(_apart(inner) for inner in value)
+    with torch._C.DisableTorchFunction():
+        return value.detach() if isinstance(value, Tensor) else value
+
+
+def _copied(value: Any) -> Any:
+    """The same tensors in lists and tuples of their own."""
+    if type(value) in (list, tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nni_robust._teacher import is_path
 from nni_robust.architecture import FORMAT, Architecture, list_architectures, load_architecture
 from nni_robust.config import parse, read_yaml
 from nni_robust.errors import UserError, nearest
@@ -66,7 +67,7 @@ def _beside(teacher: Teacher | None, folder: Path) -> Teacher | None:
     if teacher is None:
         return None
     changes: dict[str, Any] = {}
-    if Path(teacher.architecture).suffix in (".yaml", ".yml", ".json"):
+    if is_path(teacher.architecture, folder):
         changes["architecture"] = str(folder / teacher.architecture)
     if teacher.weights is not None:
         changes["weights"] = str(folder / teacher.weights)

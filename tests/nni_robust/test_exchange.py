@@ -127,6 +127,26 @@ def test_the_folder_is_a_teacher(
     assert source_key(teacher) != key
 
 
+def test_a_folder_with_the_name_of_the_zoo_hides_nothing(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "robnet-small")
+    assert absolute_teacher(Teacher("robnet-small")).architecture == "robnet-small"
+    assert load_architecture("robnet-small").name == "robnet-small"
+    assert load_architecture("./robnet-small").name == "tiny"
+
+
+def test_a_task_file_names_the_folder_beside_it(exported: Path, tmp_path: Path) -> None:
+    from nni_robust.tasks import load_task_file
+
+    task = tmp_path / "task.yaml"
+    task.write_text("dataset: digits\nteacher: {architecture: out}\n")
+    teacher = load_task_file(task).teacher
+    assert teacher is not None
+    assert teacher.architecture == str(exported)
+
+
 def test_changed_weights_are_refused(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

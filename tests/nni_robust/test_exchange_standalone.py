@@ -21,6 +21,11 @@ from nni_robust.exchange import standalone_source
 from nni_robust.exchange.standalone import load_standalone
 from nni_robust.training import save_weights
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 #: Small members of all spaces that ship, with the parts that a forward can have.
 MEMBERS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
     "robnet": (
@@ -142,8 +147,6 @@ def test_every_space_gives_the_same_logits_without_us(tmp_path: Path) -> None:
 
 
 def test_every_space_that_ships_is_among_them() -> None:
-    import tomllib
-
     root = Path(__file__).resolve().parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     shipped = set(project["entry-points"]["nni_robust.search_spaces"])
