@@ -145,6 +145,10 @@ class NetworkProbe:
         shares = {"share": flat / n, "margin": margin / n}
         if not flat:
             return passed("zero-gradient", share=0.0), len(calls)
+        first = self.answers[0]
+        if len(first) > 1 and bool((first == first[0]).all()):
+            reason = "the network gives every picture the same answer, so no attack can change one"
+            return failed("zero-gradient", reason, **shares), len(calls)
         reason = (
             f"{flat} of {n} pictures have a gradient of exactly zero at a random start, so "
             "gradient attacks leave them alone; "

@@ -14,7 +14,15 @@ from nni_robust.attacks.gradient import PGD
 from nni_robust.reliability._attacks import is_black_box
 from nni_robust.reliability._checks import Check, failed, not_run, passed
 
-__all__ = ["ABOUT_ZERO", "LARGE_EPS", "MORE", "Outcome", "compare", "large_eps_check"]
+__all__ = [
+    "BLACK_BOX",
+    "LARGE_EPS",
+    "MORE",
+    "Outcome",
+    "compare",
+    "is_continued",
+    "large_eps_check",
+]
 
 #: Share by which a black-box attack may be better, AutoAttack's; here one picture may be, too.
 BLACK_BOX = 0.002
@@ -106,13 +114,22 @@ def _step_pairs(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
     ]
 
 
+def is_continued(weak: PGD, strong: PGD) -> bool:
+    """Whether one attack is the other with more steps."""
+    long, short = strong.settings, weak.settings
+    return (
+        type(strong) is type(weak)
+        and strong.threat == weak.threat
+        and long.steps > short.steps
+        and dataclasses.replace(long, steps=1) == dataclasses.replace(short, steps=1)
+    )
+
+
 def _is_longer(strong: Any, weak: Any) -> bool:
     long, short = strong.settings, weak.settings
     if long.steps <= short.steps:
         return False
-    if type(strong) is type(weak) and dataclasses.replace(long, steps=1) == dataclasses.replace(
-        short, steps=1
-    ):
+    if is_continued(weak, strong):
         return True
     # Against one step: many that can cross the whole ball, so that their start does not matter.
     crosses = long.steps >= 10 and long.steps * strong.step_size >= 2 * strong.threat.eps

@@ -279,6 +279,16 @@ def test_zero_gradient_says_how_many_and_what_to_do(robust: nn.Module, data: Any
     assert "margin or dlr" in found.reason
 
 
+def test_network_that_ignores_its_pictures(data: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+    nn.init.zeros_(model[1].weight)
+    x, _ = data
+    pair = (x, model[1].bias.argmax().expand(len(x)))
+    found = evaluate(model, pair, ["pgd5"], thorough=True).reliability
+    assert [check.name for check in found.failed] == ["zero-gradient", "large-eps"]
+    assert "every picture the same answer" in found["zero-gradient"].reason
+
+
 def test_network_without_a_gradient(robust: nn.Module, data: Any) -> None:
     """Gradient attacks refuse it; one without gradients gives a figure, with its flag."""
     assert flags(Detached(robust), data, [{"name": "square", "steps": 20}]) == {"zero-gradient"}
@@ -340,6 +350,8 @@ def test_many_steps_weaker_than_one(standard: nn.Module, data: Any) -> None:
 def test_attack_that_is_too_short(robust: nn.Module, data: Any) -> None:
     short: Any = {"name": "pgd", "steps": 2, "step_size": 0.01, "random_start": False}
     assert flags(robust, data, short, thorough=True) == {"more-steps"}
+    long = {**short, "steps": 40}  # beside it the short one does not matter
+    assert flags(robust, data, [short, long], thorough=True) == set()
     found = evaluate(robust, data, short, threat={"eps": EPS}, thorough=True)
     before, after = (
         evaluate(robust, data, {**short, "steps": k}, threat={"eps": EPS}).worst for k in (2, 4)
