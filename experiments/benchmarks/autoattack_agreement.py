@@ -2,9 +2,11 @@
 
     python experiments/benchmarks/autoattack_agreement.py official CHECKOUT --out FOLDER
     python experiments/benchmarks/autoattack_agreement.py light --out FOLDER
+    python experiments/benchmarks/autoattack_agreement.py summary --out FOLDER
 
 CHECKOUT is a copy of github.com/fra31/auto-attack (the folder that holds ``autoattack/``). Small
-networks are trained on the digits; ``agreement.csv`` and ``light.csv`` are written row by row.
+networks are trained on the digits; ``agreement.csv`` and ``light.csv`` are written row by row, and
+``summary`` reads what there is of ``light.csv``.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ def train(
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     pgd = attack("pgd5", eps=eps, norm=norm)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(64):
+        for rows in torch.split(torch.randperm(len(x)), 64):
             adv = pgd(net, x[rows], y[rows])
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(adv), y[rows]).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(net(adv), y[rows]))
             optimizer.step()
     return net.eval()
 
@@ -191,7 +193,6 @@ def light(folder: Path) -> None:
     ]
     specs = ["autoattack", "autoattack-light10", "autoattack-light20", "autoattack-light"]
     specs += ["autoattack-light50", "autoattack-light100", "apgd-ce", "pgd20"]
-    found: dict[str, list[list[float]]] = {}
     with open(folder / "light.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["network", "attack", "accuracy", "passes", "cpu_seconds"])
@@ -202,23 +203,39 @@ def light(folder: Path) -> None:
                     adv = attack(name, eps=0.1)(net, x, y, seed=0)
                 seconds = time.process_time() - began
                 accuracy = resists(net, adv, y).float().mean().item()
-                row = [accuracy, passes.equivalent, seconds]
+                row = (accuracy, passes.equivalent, seconds)
                 writer.writerow([number, name, *(f"{v:.4f}" for v in row)])
                 file.flush()
-                found.setdefault(name, []).append(row)
-    full = torch.tensor(found["autoattack"])
-    print(f"{len(nets)} networks, accuracy under autoattack {sorted(full[:, 0].tolist())}")
-    for name in specs:
-        mine = torch.tensor(found[name])
-        tau = kendall_tau(mine[:, 0].tolist(), full[:, 0].tolist())
-        share, cpu = (float(mine[:, k].sum() / full[:, k].sum()) for k in (1, 2))
-        gap = float((mine[:, 0] - full[:, 0]).max())
-        print(f"{name}: tau {tau}, passes {share:.1%}, CPU {cpu:.1%}, gap <= {100 * gap:.1f}")
+    summarise(folder)
+
+
+def summarise(folder: Path) -> None:
+    """Write ``light-summary.csv``: rank agreement and cost over the networks that are whole."""
+    found: dict[str, dict[str, list[float]]] = {}
+    with open(folder / "light.csv", newline="", encoding="utf-8") as file:
+        for number, name, *values in list(csv.reader(file))[1:]:
+            found.setdefault(number, {})[name] = [float(v) for v in values]
+    most = max(len(results) for results in found.values())
+    whole = [results for results in found.values() if len(results) == most]
+    full = torch.tensor([results["autoattack"] for results in whole])
+    with open(folder / "light-summary.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        columns = "attack,networks,kendall_tau,low,high,passes_share,cpu_share,mean_gap_points"
+        writer.writerow([*columns.split(","), "largest_gap_points"])
+        for name in whole[0]:
+            mine = torch.tensor([results[name] for results in whole])
+            tau = kendall_tau(mine[:, 0].tolist(), full[:, 0].tolist())
+            gap = 100 * (mine[:, 0] - full[:, 0])
+            passes, cpu = (float(mine[:, k].sum() / full[:, k].sum()) for k in (1, 2))
+            numbers = (tau.value, tau.low, tau.high, passes, cpu, gap.mean(), gap.max())
+            row = ["" if v is None else f"{float(v):.3f}" for v in numbers]
+            writer.writerow([name, len(whole), *row])
+            print(name, len(whole), *row)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("official", "light"))
+    parser.add_argument("what", choices=("official", "light", "summary"))
     parser.add_argument("checkout", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -226,6 +243,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "light":
         light(options.out)
+    elif options.what == "summary":
+        summarise(options.out)
     elif options.checkout is None:
         parser.error("official needs the folder of a checkout of fra31/auto-attack")
     else:

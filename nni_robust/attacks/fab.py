@@ -98,21 +98,26 @@ def project_onto_hyperplane(points: Tensor, w: Tensor, gap: Tensor, norm: Norm) 
     Tensor
         (N, D), the changes. Where the box is too small for the gap, as far as it goes.
     """
+    tiny = torch.finfo(w.dtype).tiny
+    # Squares of small gradients underflow; the hyperplane has no scale.
+    scale = w.abs().amax(1, keepdim=True).clamp_min(tiny)
+    w, gap = w / scale, gap / scale.squeeze(1)
     direction = w.sign() * gap.sign().unsqueeze(1)
     size = w.abs()
     room = torch.where(direction > 0, 1 - points, points)
     room = torch.where(size > 0, room, 0.0)
     speed = torch.ones_like(w) if norm == "linf" else size
-    tiny = torch.finfo(w.dtype).tiny
     breaks, order = torch.where(size > 0, room / speed.clamp_min(tiny), 0.0).sort(1)
     rate = (size * speed).gather(1, order)
+    own = (size * room).gather(1, order)
     # Before each break: gained by entries that stand at their limit, and rate of those that move.
-    full = (size * room).gather(1, order).cumsum(1)
+    full = own.cumsum(1)
+    stopped = full - own
     moving = rate.flip(1).cumsum(1).flip(1)
-    gained = (full - (size * room).gather(1, order) + breaks * moving).cummax(1).values
+    gained = (stopped + breaks * moving).cummax(1).values  # rounding must not make it fall
     aim = gap.abs().unsqueeze(1)
-    place = torch.searchsorted(gained.contiguous(), aim).clamp_max_(w.shape[1] - 1)
-    before = full.gather(1, place) - (size * room).gather(1, order).gather(1, place)
+    place = torch.searchsorted(gained, aim).clamp_max_(w.shape[1] - 1)
+    before = stopped.gather(1, place)
     t = ((aim - before) / moving.gather(1, place).clamp_min(tiny)).clamp_min(0)
     reachable = full[:, -1:] > aim
     change = torch.where(reachable, torch.minimum(t * speed, room), room)

@@ -79,6 +79,15 @@ def test_projection_closes_the_gap_inside_the_box(norm: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_does_not_depend_on_the_scale(norm: Any) -> None:
+    """Down to gradients whose squares are no float32 numbers."""
+    points, w, gap = (t.float() for t in cases())
+    expected = project_onto_hyperplane(points, w, gap, norm)
+    small = project_onto_hyperplane(points, w * 1e-30, gap * 1e-30, norm)
+    torch.testing.assert_close(small[:3], expected[:3], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_goes_as_far_as_the_box_allows(norm: Any) -> None:
     points, w, gap = cases()
     moved = points + project_onto_hyperplane(points, w, 1e6 * gap, norm)
