@@ -28,6 +28,7 @@ from nni.nas.hub.pytorch import (
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.space import SimplifiedModelSpace, model_context
 from nni.nas.strategy import GridSearch, Random, RegularizedEvolution
+from nni.tools.nnictl.config_utils import Experiments
 from torch import Tensor, nn
 
 from nni_robust.errors import UserError
@@ -212,7 +213,10 @@ def run(space: Any, evaluator: Any, strategy: Any) -> list[Any]:
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NNI's folders go into the test's; its TPE strategy does not pause after every model."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    # NNI looks for the list of all experiments when it is imported; by then it was another home.
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(home),))
     monkeypatch.setattr("nni.nas.strategy.hpo.time", SimpleNamespace(sleep=lambda seconds: None))
     torch.manual_seed(0)
 
