@@ -159,8 +159,8 @@ class _Writer:
         self.traces = traces
         self.classes: dict[tuple[str, ...], _Class] = {}
         self.names: set[str] = set()
-        #: Paths of all modules that are called.
-        self.called = set(traces)
+        #: Paths of all modules whose result is used.
+        self.called = {""}
         for path, runs in traces.items():
             prefix = f"{path}." if path else ""
             self.called |= {prefix + c.target for c in runs[0].calls if isinstance(c.target, str)}
