@@ -229,7 +229,9 @@ def _headline(run: Run, robust: str | None) -> str:
         )
         if found.get(label) is not None
     ]
-    return sentence + (f"; {', '.join(others)}." if others else ".")
+    doubtful = any(n.get("label") == "best" and unreliable(n) for n in run.networks)
+    doubt = " The first figure is unreliable, see below." if doubtful else ""
+    return sentence + (f"; {', '.join(others)}." if others else ".") + doubt
 
 
 def _finals(run: Run) -> dict[str, Any]:

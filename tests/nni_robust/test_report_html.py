@@ -243,6 +243,10 @@ def test_unreliable_figures_are_marked(tmp_path, page):
     assert text.count("is unreliable.</strong>") == 1
     assert "<p>zero-gradient: flat &amp; &lt;b&gt;steep&lt;/b&gt;</p>" in text
     assert "2 of 3 are marked" in text
+    assert "is unreliable, see below" not in text  # the headline's first figure is sound
+    final["networks"][0]["reliability"] = flags
+    (folder / "final.json").write_text(json.dumps(final))
+    assert "is unreliable, see below" in build_report(folder).read_text(encoding="utf-8")
     sound = build_report(write_run(tmp_path / "s")).read_text(encoding="utf-8")
     assert 'class="tag unreliable"' not in sound
     assert "do not say whether their figures were checked" in sound
