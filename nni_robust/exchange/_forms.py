@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,5 +176,10 @@ _TALKERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 def _cannot(what: str, error: Exception, verb: str = "cannot be made") -> UserError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), "")
-    return UserError(f"{what}: {verb}: {type(error).__name__}: {reason}")
+    """One sentence of an exporter's error: of the first cause, without its advice and colours."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause))
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return UserError(f"{what}: {verb}: {type(cause).__name__}: {reason}")

@@ -123,6 +123,17 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+class Median(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, 2 * x, 3 * x]).median(dim=0).values.flatten(1)
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"onnx: cannot be made: .*aten\.median") as caught:
+        _forms.write_onnx(Median(), SHAPE, tmp_path / "model.onnx")
+    assert "\x1b" not in str(caught.value)
+
+
 def test_without_onnx_the_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
