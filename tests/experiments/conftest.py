@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from nni.tools.nnictl.config_utils import Experiments
 
 from nni_robust.store import read_json
 
@@ -79,9 +80,13 @@ def lookup() -> dict[str, Any]:
 @pytest.fixture
 def experiment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Write the tiny experiment with some sections changed; HOME is a folder of the test."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    # NNI looks where its list of experiments is when it is imported; by then it was another home,
+    # whose list would grow with every test, and every start reads it.
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(home / "nni-experiments"),))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path)
 
     def write(name: str = "tiny.yml", **sections: Any) -> str:
