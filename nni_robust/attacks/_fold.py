@@ -194,10 +194,12 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 class _Reads(TorchDispatchMode):
-    """Sees every operation: who reads a convolution's output, and whether numbers leave torch."""
+    """Sees every operation: who reads a convolution's output or weights; do numbers leave torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, convs: set[nn.Conv2d]) -> None:
         super().__init__()
+        self.weights = {id(p): conv for conv in convs for p in conv.parameters(recurse=False)}
+        self.running: nn.Module | None = None
         self.outputs: dict[int, tuple[weakref.ref[Tensor], nn.Conv2d]] = {}
         self.inside: nn.Module | None = None
         self.calls: dict[nn.Module, int] = {}
@@ -210,12 +212,14 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.leaves_torch |= func in _LEAVES_TORCH
-        if self.inside is None:
-            for value in (*args, *kwargs.values()):
-                for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                    conv = self.source(tensor)
-                    if conv is not None:
-                        self.refused.add(conv)
+        for value in (*args, *kwargs.values()):
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                conv = self.source(tensor) if self.inside is None else None
+                if conv is not None:
+                    self.refused.add(conv)
+                owner = self.weights.get(id(tensor))
+                if owner is not None and owner is not self.running:
+                    self.refused.add(owner)
         return func(*args, **kwargs)
 
     def source(self, tensor: Any) -> nn.Conv2d | None:
@@ -223,8 +227,12 @@ class _Reads(TorchDispatchMode):
         ref, conv = self.outputs.get(id(tensor), (None, None))
         return conv if ref is not None and ref() is tensor else None
 
+    def before_conv(self, module: nn.Module, inputs: Any) -> None:
+        self.running = module
+
     def after_conv(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
+        self.running = None
         self.calls[module] = self.calls.get(module, 0) + 1
         self.outputs[id(output)] = (weakref.ref(output), module)
 
@@ -275,8 +283,9 @@ def _watch(model: nn.Module, pictures: Tensor) -> tuple[Any, tuple[_Pair, ...]]:
     convs, norms = _candidates(model)
     if not convs or not norms:
         return None, ()
-    reads = _Reads()
-    handles: list[Any] = [conv.register_forward_hook(reads.after_conv) for conv in convs]
+    reads = _Reads(convs)
+    handles: list[Any] = [conv.register_forward_pre_hook(reads.before_conv) for conv in convs]
+    handles += [conv.register_forward_hook(reads.after_conv) for conv in convs]
     handles += [norm.register_forward_pre_hook(reads.before_norm) for norm in norms]
     handles += [norm.register_forward_hook(reads.after_norm) for norm in norms]
     try:

@@ -1,4 +1,4 @@
-"""``bench``: the estimators' benchmark in its smallest size, and what its figures must fulfil."""
+"""``bench``: each benchmark in its smallest size, and what its figures must fulfil."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from nni_robust import __version__
 from nni_robust.bench import default_networks, spread, write_rows
+from nni_robust.bench.attack import CASES, summary
 from nni_robust.cli import main
 from nni_robust.cli._bench import BENCHES
 from nni_robust.report._spectrum import plot_estimates
@@ -84,6 +85,69 @@ def test_refusals(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", "attack", "--quick", "--out", str(tmp_path), "--json"]
+    threads = torch.get_num_threads()
+    assert main(argv) == 0
+    assert torch.get_num_threads() == threads
+    found = json.loads(capsys.readouterr().out)
+    with open(tmp_path / "attack.csv", newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == len(found["rows"])
+    assert {row["threads"] for row in rows} == {"1"}
+    assert all(row["torch"] == torch.__version__ and row["load"] and row["nice"] for row in rows)
+    by_case = {case: [r for r in found["rows"] if r["case"] == case] for case in CASES}
+    assert [len(by_case[case]) for case in CASES] == [10, 16, 8, 5]  # contenders, networks, turns
+    # The order is reversed in every turn.
+    first, second = ([r["contender"] for r in by_case["pgd"] if r["turn"] == t] for t in (0, 1))
+    assert first == second[::-1]
+    for row in by_case["evaluate"]:
+        assert 0 <= row["accuracy"] <= 1
+    # A ratio is the rival's time divided by ours, in the same turn; the median over the turns.
+    (entry,) = (
+        e
+        for e in found["summary"]
+        if (e["case"], e["ours"], e["rival"]) == ("pgd", "ours, fast", "torchattacks")
+    )
+    ratios = []
+    for turn in (0, 1):
+        cpu = {r["contender"]: r["cpu"] for r in by_case["pgd"] if r["turn"] == turn}
+        ratios.append(cpu["torchattacks"] / cpu["ours, fast"])
+    assert entry["cpu"] == pytest.approx(sum(ratios) / 2, abs=0.006)
+    memory = {r["contender"]: r["bytes"] for r in by_case["memory"]}
+    # What a pass keeps without batch norms is less than with them, by more than one map.
+    assert memory["ours"] - memory["ours, fast"] > 4 * 4 * 32 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--cases", "pgd,speed"], "cases: 'speed'"),
+        (["--networks", "resnet18-w"], "networks: 'resnet18-w'"),
+        (["--networks", "resnet50"], "networks: 'resnet50'"),
+    ],
+)
+def test_attack_refusals(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "attack", *argv]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_attack_summary_says_which_goals_are_met() -> None:
+    def row(name: str, cpu: float, turn: int) -> dict[str, Any]:
+        case = {"case": "pgd", "network": "resnet18-w16", "contender": name, "turn": turn}
+        return {**case, "cpu": cpu, "wall": 2 * cpu}
+
+    for times, met in (((2.0, 1.8, 1.7), True), ((1.6, 1.7, 1.6), False)):
+        rows = [row("ours, fast", 1.0, turn) for turn in range(3)]
+        rows += [row("torchattacks", cpu, turn) for turn, cpu in enumerate(times)]
+        (entry,) = summary(rows)
+        assert (entry["cpu"], entry["met"]) == (sorted(times)[1], met)
+        assert entry["cpu range"] == f"{min(times):.2f} to {max(times):.2f}"
 
 
 def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
