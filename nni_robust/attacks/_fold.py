@@ -157,7 +157,8 @@ def _merge(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def _candidates(model: nn.Module) -> tuple[set[nn.Conv2d], set[_BatchNorm]]:
     """Convolutions and batch norms that do what their class says and share nothing with others."""
     users: dict[int, int] = {}
-    convs, norms = set(), set()
+    convs: set[nn.Conv2d] = set()
+    norms: set[_BatchNorm] = set()
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
@@ -185,7 +186,7 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether calling the module is calling torch's own forward, and its weights are its own."""
     if "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
-    cls = type(module)
+    cls: Any = type(module)
     if isinstance(module, nn.Conv2d):
         own = cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward
         # A parametrised weight is computed anew at each use.
@@ -193,11 +194,11 @@ def _is_plain(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and cls.forward is _BatchNorm.forward
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation: who reads a convolution's output or weights; do numbers leave torch."""
 
     def __init__(self, convs: set[nn.Conv2d]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weights = {id(p): conv for conv in convs for p in conv.parameters(recurse=False)}
         self.running: nn.Module | None = None
         self.outputs: dict[int, tuple[weakref.ref[Tensor], nn.Conv2d]] = {}

@@ -43,7 +43,7 @@ _TRAINING_EPS, _STRONG_EPS, _WEAK_EPS = 0.2, 0.2, 0.15
 # As WsrNet's from 0.03 to 0.25, these take it from three quarters to almost nothing.
 _STRENGTHS = [0.15 + number * 0.03 for number in range(8)]
 _BATCH = 512
-_FAST = {"fold": True, "channels_last": True}
+_FAST: dict[str, Any] = {"fold": True, "channels_last": True}
 
 Contender = Callable[[], float | None]
 _Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -97,8 +97,8 @@ def _whole_batches(case: str, name: str, settings: AttackBench) -> Contest:
             model.train()(torch.rand(n, 3, 32, 32))
     model.eval()
 
-    how = {"eps": _EPS, "step": _EPS / 4, "steps": _STEPS}
-    ours = {"eps": _EPS, "steps": _STEPS}
+    how: dict[str, Any] = {"eps": _EPS, "step": _EPS / 4, "steps": _STEPS}
+    ours: dict[str, Any] = {"eps": _EPS, "steps": _STEPS}
     runs: dict[str, _Run] = {
         "ours": attack("pgd", **ours),
         "ours, fast": attack("pgd", **ours, **_FAST),
@@ -186,7 +186,7 @@ def _theirs(eps: float) -> _Run:
 def _accuracy(run: _Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
     """As it is usually written: every picture is attacked for all steps, right or wrong."""
     good = 0
-    for x_part, y_part in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+    for x_part, y_part in zip(torch.split(x, _BATCH), torch.split(y, _BATCH), strict=True):
         adv = run(model, x_part, y_part)
         with torch.no_grad():
             good += int((model(adv).argmax(1) == y_part).sum())
