@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from nni_robust.cli._arguments import add_json, positive, writable_folder
-from nni_robust.cli._console import print_json, print_table, say
+from nni_robust.cli._bench_output import show
+from nni_robust.cli._console import say
 
 __all__ = ["add_arguments", "execute"]
 
@@ -36,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Run, write, print."""
     folder = writable_folder(args.out) if args.out else None
-    from nni_robust.bench import write_rows
     from nni_robust.bench.attack import AttackBench, run_attack_bench, summary
 
     changes: dict[str, Any] = {}
@@ -50,13 +50,5 @@ def execute(args: argparse.Namespace) -> int:
         if getattr(args, key) is not None:
             changes[key] = tuple(name.strip() for name in getattr(args, key).split(","))
     rows = run_attack_bench(AttackBench(**changes), say)
-    found = summary(rows)
-    if folder is not None:
-        write_rows(folder / "attack.csv", rows)
-        write_rows(folder / "summary.csv", found)
-    if args.json:
-        print_json({"summary": found, "rows": rows})
-    else:
-        columns = list(dict.fromkeys(key for entry in found for key in entry))
-        print_table(columns, [[str(entry.get(key, "")) for key in columns] for entry in found])
+    show(args, "attack", folder, rows, summary(rows))
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from nni_robust.cli._arguments import add_json, positive, writable_folder
-from nni_robust.cli._console import print_json, print_table, say
+from nni_robust.cli._bench_output import show
+from nni_robust.cli._console import say
 
 __all__ = ["add_arguments", "execute"]
 
@@ -32,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Run, write, print."""
     folder = writable_folder(args.out) if args.out else None
-    from nni_robust.bench import write_rows
     from nni_robust.bench.overhead import Overhead, run_overhead_bench, summary
 
     given = {key: getattr(args, key) for key in ("trials", "concurrency", "rounds")}
@@ -42,13 +42,5 @@ def execute(args: argparse.Namespace) -> int:
     if args.quick:
         changes = {"trials": 4, "rounds": 1, **changes}
     rows = run_overhead_bench(Overhead(**changes), say)
-    found = summary(rows)
-    if folder is not None:
-        write_rows(folder / "overhead.csv", rows)
-        write_rows(folder / "summary.csv", found)
-    if args.json:
-        print_json({"summary": found, "rows": rows})
-    else:
-        columns = list(dict.fromkeys(key for entry in found for key in entry))
-        print_table(columns, [[str(entry.get(key, "")) for key in columns] for entry in found])
+    show(args, "overhead", folder, rows, summary(rows))
     return 0
