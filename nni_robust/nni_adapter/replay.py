@@ -103,8 +103,13 @@ class ReplayMixin:
             if model.status.completed():
                 _log.debug("late or repeated %s of a finished model ignored", type(event).__name__)
                 return
-            if isinstance(event, FinalMetricEvent) and model.metrics.final is not None:
-                return
+            if isinstance(event, FinalMetricEvent):
+                if model.metrics.final is not None:
+                    return
+                # What was measured, as a resumed search sees it; NNI's UI is told more than that.
+                measured = _stored(model)
+                if measured is not None:
+                    event = FinalMetricEvent(model, measured)
             if isinstance(event, TrainingEndEvent):
                 settled = self._settle(event)
                 if settled is None:

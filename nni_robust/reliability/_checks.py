@@ -158,8 +158,13 @@ class Reliability:
                 check.name: {
                     "status": check.status,
                     **({"reason": check.reason} if check.reason else {}),
-                    **({"figures": dict(check.figures)} if check.figures else {}),
+                    **({"figures": _short(check.figures)} if check.figures else {}),
                 }
                 for check in self.checks
             },
         }
+
+
+def _short(figures: Mapping[str, float]) -> dict[str, float]:
+    """Four digits: further ones depend on how a processor adds, and say nothing."""
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
