@@ -89,7 +89,7 @@ def test_resume_needs_to_be_asked_for(files: Path, capsys: pytest.CaptureFixture
 
 
 def test_ctrl_c_and_resume(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*TRAIN, "--set", "epochs=20", "--set", "validation_attack=null"]
+    argv = [*TRAIN, "--set", "epochs=80", "--set", "validation_attack=null"]
     process = subprocess.Popen(
         [sys.executable, "-m", "nni_robust", *argv],
         cwd=files,
@@ -99,20 +99,20 @@ def test_ctrl_c_and_resume(files: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     assert process.stdout is not None
     first = process.stdout.readline()
-    assert first.startswith("epoch  1/20")
+    assert first.startswith("epoch  1/80")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == (
         "interrupted; continue with: nni-robust train tiny.yaml --out run --recipe recipe.yaml "
-        "--eps 0.1 --set epochs=20 --set validation_attack=null --resume"
+        "--eps 0.1 --set epochs=80 --set validation_attack=null --resume"
     )
     done = 1 + sum(line.startswith("epoch") for line in out.splitlines())
     assert main([*argv, "--resume"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     numbers = [int(line.split("/")[0].removeprefix("epoch")) for line in lines]
     # The checkpoint precedes the line, so an epoch may be done without having been printed.
-    assert numbers in (list(range(done + 1, 21)), list(range(done + 2, 21)))
+    assert numbers in (list(range(done + 1, 81)), list(range(done + 2, 81)))
 
 
 @pytest.mark.parametrize(
