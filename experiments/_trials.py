@@ -15,7 +15,7 @@ from nni_robust.config import as_mapping
 from nni_robust.errors import UserError
 from nni_robust.nni_adapter.channel import TRIAL_ENVIRONMENT
 from nni_robust.redaction import redact, resolve
-from nni_robust.store import write_json
+from nni_robust.store import URL, write_json
 
 if TYPE_CHECKING:
     from .schema import Experiment
@@ -133,8 +133,6 @@ def trial_environment(settings: Experiment) -> dict[str, str]:
     """Environment variables of every trial; nothing secret, for NNI's web UI shows them."""
     variables = _threads(settings)
     if serves_store(settings):
-        from nni_robust.store_remote import URL
-
         variables[URL] = f"http://{manager_ip(settings)}:{settings.nni.store_port}"
     return variables
 

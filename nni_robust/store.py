@@ -45,6 +45,7 @@ from nni_robust._files import (
 from nni_robust.errors import DamageWarning, UserError
 
 __all__ = [
+    "URL",
     "Store",
     "append_record",
     "atomic_path",
@@ -61,6 +62,9 @@ __all__ = [
     "write_text",
     "write_yaml",
 ]
+
+#: Environment variable of trials: where the store is served, if they do not reach it as files.
+URL = "NNI_ROBUST_STORE"
 
 
 def content_key(*parts: Any) -> str:
@@ -211,7 +215,7 @@ def open_store(root: str | Path) -> Store:
     root
         The folder, where trials reach it as files.
     """
-    url = os.environ.get("NNI_ROBUST_STORE")
+    url = os.environ.get(URL)
     if url is None:
         return Store(root)
     from nni_robust.store_remote import RemoteStore

@@ -20,10 +20,8 @@ from nni_robust import __version__
 from nni_robust.errors import UserError
 from nni_robust.store import Store, atomic_path, read_json, write_text
 
-__all__ = ["CHECKSUM", "TOKEN_FILE", "URL", "VERSION", "RemoteStore"]
+__all__ = ["CHECKSUM", "TOKEN_FILE", "VERSION", "RemoteStore"]
 
-#: Environment variable of trials: where the store is served.
-URL = "NNI_ROBUST_STORE"
 #: File of the trial code that holds the token.
 TOKEN_FILE = ".nni-robust-token"
 #: Header of an upload: SHA-256 of the body.

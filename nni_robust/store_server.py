@@ -152,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             path.parent.mkdir(parents=True, exist_ok=True)
             digest = self._receive(temporary)
             if not hmac.compare_digest(digest, self.headers.get(CHECKSUM, "")):
+                temporary.unlink()  # before the answer: who has it may look
                 self._answer(HTTPStatus.BAD_REQUEST, "the checksum is wrong")
                 return
             os.replace(temporary, path)

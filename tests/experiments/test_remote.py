@@ -32,6 +32,8 @@ CheckPairs = Callable[[Path], int]
 
 ROOT = Path(__file__).resolve().parents[2]
 
+FINAL = {"rivals": ["random"], "train": {"epochs": 1, "attack": {"steps": 1}}}
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -183,8 +185,7 @@ def test_a_search_whose_trials_run_elsewhere(
     sections: dict[str, Any],
     check_pairs: CheckPairs,
 ) -> None:
-    final = {"rivals": ["random"], "train": {"epochs": 1, "attack": {"steps": 1}}}
-    file = experiment_file(final=final, **sections)
+    file = experiment_file(final=FINAL, **sections)
     run = tmp_path / "run"
     command = [sys.executable, "-m", "nni_robust", "run", file, "--out", str(run)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -217,8 +218,7 @@ def test_nnictl_starts_the_same_elsewhere(
     sections: dict[str, Any],
     check_pairs: CheckPairs,
 ) -> None:
-    final = {"rivals": ["random"], "train": {"epochs": 1, "attack": {"steps": 1}}}
-    file = experiment_file(final=final, **sections)
+    file = experiment_file(final=FINAL, **sections)
     run = tmp_path / "run"
     assert main(["nni-config", file, "--out", str(run)]) == 0
     config = yaml.safe_load((run / "nnictl.yml").read_text())

@@ -14,8 +14,8 @@ import requests
 
 from nni_robust import store_remote
 from nni_robust.errors import UserError
-from nni_robust.store import Store, open_store, write_json
-from nni_robust.store_remote import CHECKSUM, TOKEN_FILE, URL, VERSION, RemoteStore
+from nni_robust.store import URL, Store, open_store, write_json
+from nni_robust.store_remote import CHECKSUM, TOKEN_FILE, VERSION, RemoteStore
 from nni_robust.store_server import make_token, serve_store
 
 TOKEN = "a-token-of-a-test"
