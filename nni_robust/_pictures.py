@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_robust._keeping import Keeper
 from nni_robust.attacks import Attack, NonFiniteOutput, Victim
 from nni_robust.attacks._base import check_pictures
 from nni_robust.config import parse
@@ -57,8 +58,12 @@ def survives(
     rows: Tensor,
     seed: int,
     monitor: Monitor | None = None,
+    keeper: Keeper | None = None,
 ) -> Tensor:
-    """(len(rows),), bool: which of some correctly classified pictures stay correct."""
+    """(len(rows),), bool: which of some correctly classified pictures stay correct.
+
+    With a keeper, only breaks that hold in float32 count.
+    """
     if len(rows) == 0 or attack.threat.eps == 0:
         return torch.ones_like(rows, dtype=torch.bool)
     x, y = batch.x[rows], batch.y[rows]
@@ -66,6 +71,8 @@ def survives(
     correct = is_correct(model, adv, y)
     if monitor is not None:
         monitor.attacked(attack, x, adv, y, correct)
+    if keeper is not None:
+        return keeper.attacked(attack, x, adv, y, rows + batch.first, correct)
     return correct
 
 

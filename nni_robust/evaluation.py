@@ -17,7 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nni_robust._keeping import Keep, Keeper
 from nni_robust._pictures import Progress, as_threat, batches, is_correct, survives
+from nni_robust.adversarial import AdversarialExamples
 from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
 from nni_robust.reliability import Monitor, Outcome, Reliability
@@ -47,11 +49,14 @@ class AttackResult:
         (N,), bool, on the CPU: pictures classified correctly, clean and after the attack.
     seconds
         Wall time of the attack.
+    examples
+        Adversarial pictures, where they were asked for.
     """
 
     attack: Attack
     correct: Tensor
     seconds: float
+    examples: AdversarialExamples | None = None
 
     @property
     def accuracy(self) -> float:
@@ -119,6 +124,7 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
     thorough: bool = False,
+    keep: Keep | None = None,
 ) -> Evaluation:
     """Measure clean and robust accuracy; the network is left exactly as it was.
 
@@ -151,6 +157,11 @@ def evaluate(
         Also run the checks that cost further attacks (at a very large eps, and with twice the
         steps), on the first 256 pictures. The others always run; they cost about as much as 2 % of
         PGD-20.
+    keep
+        Keep so many adversarial pictures of each attack (the first of the data), or ``"all"`` of
+        them, as :attr:`AttackResult.examples`; then every break is verified in float32 on what
+        would be written down (:mod:`nni_robust.adversarial`), and one that does not hold is no
+        break. They stay in memory on the CPU.
 
     Raises
     ------
@@ -165,6 +176,8 @@ def evaluate(
     correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}
     seconds = dict.fromkeys(correct, 0.0)
     monitor = Monitor(model, made, seed=seed, thorough=thorough)
+    names = getattr(data, "class_names", ())
+    keeper = None if keep is None else Keeper(model, keep, seed=seed, classes=names)
     with undisturbed(model):
         for batch in batches(model, data, batch_size, device, limit):
             good = is_correct(model, batch.x, batch.y, batch.largest_label)
@@ -175,11 +188,18 @@ def evaluate(
             for attack in made:
                 began = time.perf_counter()
                 still = good.clone()
-                still[left] = survives(model, attack, batch, left, seed, monitor)
+                still[left] = survives(model, attack, batch, left, seed, monitor, keeper)
                 correct[attack.key].append(still.cpu())
                 seconds[attack.key] += time.perf_counter() - began
                 batch.report(progress, attack.key)
         results = {a.key: AttackResult(a, torch.cat(correct[a.key]), seconds[a.key]) for a in made}
+        if keeper is not None:
+            results = {
+                key: dataclasses.replace(
+                    one, examples=keeper.examples(one.attack, len(one.correct))
+                )
+                for key, one in results.items()
+            }
         outcomes = [Outcome(result.attack, result.correct) for result in results.values()]
         reliability = monitor.finish(outcomes, batch_size=batch_size)
     return Evaluation(torch.cat(clean), results, time.perf_counter() - started, reliability)

@@ -22,7 +22,7 @@ from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball
 from nni_robust.errors import DamageWarning, UserError
 
-__all__ = ["AttackProgress"]
+__all__ = ["AttackProgress", "network_hash"]
 
 _PATTERN = "attack-*.safetensors"
 
@@ -60,7 +60,7 @@ class AttackProgress:
         if noise.seed is None:
             raise UserError("folder: an attack can be resumed only with a seed")
         self._folder, self._x, self._index = folder, ball.x, noise.index
-        self._run = _hash_of(model, [*settings, f"seed {noise.seed}"])
+        self._run = network_hash(model, [*settings, f"seed {noise.seed}"])
         self._pictures = [
             _digest(x, label) for x, label in zip(ball.pictures, y.tolist(), strict=True)
         ]
@@ -134,8 +134,8 @@ class AttackProgress:
             self._found[attack, row] = (is_broken, adv)
 
 
-def _hash_of(model: nn.Module, settings: Sequence[str]) -> str:
-    """A hash of the network's weights and statistics, and of the settings."""
+def network_hash(model: nn.Module, settings: Sequence[str] = ()) -> str:
+    """SHA-256 of the network's class, weights and statistics, and of settings."""
     total = hashlib.sha256("\n".join([type(model).__name__, *settings]).encode())
     for name, value in model.state_dict().items():
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -16,6 +16,13 @@ from nni_robust.cli._arguments import (
     threat_of,
 )
 from nni_robust.cli._console import print_json, say
+from nni_robust.cli._examples import (
+    add_examples,
+    check_examples,
+    execute_verification,
+    print_examples,
+    save_examples,
+)
 from nni_robust.cli._reliability import add_thorough
 from nni_robust.cli._strengths import add_strengths, execute_strengths
 from nni_robust.errors import UserError
@@ -46,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threat(parser)
     add_strengths(parser)
     add_thorough(parser)
+    add_examples(parser)
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -83,6 +91,9 @@ def names(text: str) -> list[str]:
 
 def execute(args: argparse.Namespace) -> int:
     """Attack, count, print."""
+    check_examples(args)
+    if args.examples_from is not None:
+        return execute_verification(args)
     if args.strengths is not None:
         return execute_strengths(args, names(args.attacks))
     if len(args.arch) > 1 or args.plot:
@@ -134,7 +145,9 @@ def execute(args: argparse.Namespace) -> int:
         limit=args.limit,
         seed=args.seed,
         thorough=args.thorough,
+        keep=args.examples if args.save_examples is not None else None,
     )
+    files = save_examples(args, name, result)
     if args.json:
         print_json(
             {
@@ -148,6 +161,7 @@ def execute(args: argparse.Namespace) -> int:
                 "metrics": result.metrics(),
                 "all_attacks": result.worst,
                 "reliability": result.reliability.as_dict(),
+                **({"examples": files} if files else {}),
                 "seconds": result.seconds,
             }
         )
@@ -155,4 +169,5 @@ def execute(args: argparse.Namespace) -> int:
     state = "" if trained else " (untrained weights)"
     print(f"{name}{state}, {result.n} {args.split} pictures of {data.name}, {threat}")
     print_accuracies(result)
+    print_examples(files)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nni_robust.architecture import Architecture
-    from nni_robust.data import DataSplits, Images
+    from nni_robust.data import Images
     from nni_robust.threat import ThreatModel
 
 __all__ = [
+    "Pictures",
     "attack_and_count",
     "build_network",
     "find_device",
@@ -27,6 +28,19 @@ __all__ = [
     "robustbench_network",
     "threat_json",
 ]
+
+
+class Pictures(Protocol):
+    """What a network is built for, such as :class:`nni_robust.data.DataSplits`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
 
 
 def find_device(name: str) -> torch.device:
@@ -50,7 +64,7 @@ def find_device(name: str) -> torch.device:
 
 def build_network(
     architecture: Architecture,
-    data: DataSplits,
+    data: Pictures,
     *,
     seed: int,
     weights: str | None = None,
@@ -83,7 +97,7 @@ def build_network(
     return _fitting(network, architecture.name, data)
 
 
-def robustbench_network(name: str, data: DataSplits, weights: str | None = None) -> nn.Module:
+def robustbench_network(name: str, data: Pictures, weights: str | None = None) -> nn.Module:
     """The network ``robustbench:NAME``, with its package's weights for the data's classes.
 
     Raises
@@ -99,7 +113,7 @@ def robustbench_network(name: str, data: DataSplits, weights: str | None = None)
     return _fitting(from_robustbench(name, data.num_classes, "network"), name, data)
 
 
-def _fitting(network: nn.Module, name: str, data: DataSplits) -> nn.Module:
+def _fitting(network: nn.Module, name: str, data: Pictures) -> nn.Module:
     """The network, once it has shown that it takes the pictures."""
     training = network.training
     network.eval()
