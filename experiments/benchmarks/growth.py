@@ -1,0 +1,432 @@
+"""How cost grows: with attack steps, strengths, picture size, candidates, trials and workers.
+
+    python experiments/benchmarks/growth.py measure --out FOLDER [--quick]
+    python experiments/benchmarks/growth.py summary --out FOLDER
+    python experiments/benchmarks/growth.py plan --gpus 1 8 64 --rate 20e12 80e12
+
+``measure`` writes ``growth.csv`` row by row and goes on where it was stopped; ``summary`` writes
+``laws.csv`` and ``growth.png``. ``plan`` prints what a search on ImageNet costs, from the laws.
+
+Steps, strengths and sizes are seconds of the one computing thread; candidates (looked up in a
+table, so that only our own work remains) seconds of CPU time of the whole program; trials and
+workers seconds of the clock, for a trial waits for NNI's manager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from nni_robust.attacks import attack
+from nni_robust.bench import machine
+from nni_robust.bench._networks import ResNet18
+from nni_robust.config import parse
+from nni_robust.data import load_dataset
+from nni_robust.evaluation import evaluate
+from nni_robust.spectrum import evaluate_spectrum
+from nni_robust.threat import ThreatModel
+from nni_robust.training import Recipe, train
+
+EPS = 8 / 255
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "random": {"name": "random"},
+    "regularized-evolution": {"name": "regularized-evolution", "population_size": 30},
+    "tpe": {"name": "tpe"},
+    "rl-compressor": {"name": "rl-compressor"},
+}
+TABLE = {
+    "task": {"dataset": "blank", "threat": {"eps": "8/255"}, "attack": "pgd20"},
+    "space": {
+        "name": "wide-resnet",
+        "depths": [11, 11, 11],
+        "widths": [16, 16, 16],
+        "depth_values": [4, 5, 7, 9, 11],
+        "width_values": [8, 10, 12, 14, 16],
+    },
+    "evaluator": {"name": "tabular", "table": "synthetic:wrn"},
+    "final": None,
+}
+TRAINING: dict[str, Any] = {"batch_size": 64, "lr": 0.05, "validation_attack": None}
+TRAINED = {
+    "task": {"dataset": "digits", "threat": {"eps": 0.1}, "validation_limit": 64},
+    "space": {"name": "robnet", "init_channels": 8, "cells": 3},
+    "strategy": {"name": "random"},
+    "evaluator": {
+        "name": "adversarial-training",
+        "train": {**TRAINING, "epochs": 4, "attack": {"steps": 5}},
+        "attacks": ["pgd10"],
+    },
+    "final": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """What grows.
+
+    Parameters
+    ----------
+    values
+        Where cost is measured, and where with ``--quick``.
+    cost
+        Seconds at one of them; several rounds for those of the computing thread.
+    unit
+        What `cost` counts.
+    rounds
+        Measurements of each value, in turns.
+    """
+
+    values: Sequence[int]
+    quick: Sequence[int]
+    cost: Callable[[int], float]
+    unit: str = "thread CPU"
+    rounds: int = 5
+
+
+def pictures(count: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.rand(count, 3, side, side), torch.randint(0, 10, (count,))
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    net = ResNet18(16)
+    with torch.no_grad():
+        for _ in range(3):
+            net.train()(torch.rand(16, 3, 32, 32))
+    return net.eval()
+
+
+def thread_seconds(call: Callable[[], object]) -> float:
+    began = time.thread_time()
+    call()
+    return time.thread_time() - began
+
+
+def steps(number: int) -> float:
+    net, (x, y) = network(), pictures(16)
+    run = attack("pgd", eps=EPS, steps=number, fold=True, channels_last=True)
+    run(net, x[:2], y[:2])  # first calls choose kernels
+    return thread_seconds(lambda: run(net, x, y, seed=0))
+
+
+@functools.cache
+def resistant() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained against an attack, for strengths mean nothing to another, and pictures."""
+    data = load_dataset("digits", test=True)
+    assert data.test is not None
+    recipe = parse(Recipe, {**TRAINING, "epochs": 5, "attack": {"steps": 5}}, "recipe")
+    enlarged = nn.Sequential(nn.Upsample(scale_factor=2), ResNet18(16, blocks=1))
+    net = train(enlarged, data, recipe, ThreatModel("linf", 0.2)).model
+    x, y = next(iter(data.test.batches(128)))
+    return net, x, y
+
+
+def spectrum(number: int) -> list[float]:
+    return [0.05 + 0.2 * k / number for k in range(1, number + 1)]
+
+
+def strengths(number: int) -> float:
+    """Strengths up to 0.25 in one pass."""
+    net, x, y = resistant()
+    return thread_seconds(lambda: evaluate_spectrum(net, (x, y), spectrum(number), "pgd10"))
+
+
+def separate_strengths(number: int) -> float:
+    """The same strengths as evaluations of their own."""
+    net, x, y = resistant()
+    threats = [ThreatModel("linf", eps) for eps in spectrum(number)]
+    return thread_seconds(lambda: [evaluate(net, (x, y), "pgd10", threat=t) for t in threats])
+
+
+def size(side: int) -> float:
+    net, (x, y) = network(), pictures(4, side)
+    run = attack("pgd", eps=EPS, steps=3, fold=True, channels_last=True)
+    run(net, x[:1], y[:1])
+    return thread_seconds(lambda: run(net, x, y, seed=0))
+
+
+def candidates(strategy: str) -> Callable[[int], float]:
+    def cost(number: int) -> float:
+        settings = {**TABLE, "strategy": STRATEGIES[strategy]}
+        settings["nni"] = {"engine": "sequential", "trials": number}
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run_experiment(settings)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+
+    return cost
+
+
+def trials(number: int) -> float:
+    """Trials of NNI's training service that look their figure up, two at a time."""
+    settings = {**TABLE, "strategy": STRATEGIES["random"]}
+    settings["evaluator"] = {**settings["evaluator"], "as_trials": True}  # type: ignore[dict-item]
+    settings["nni"] = {"trials": number, "concurrency": 2, "port": free_port()}
+    began = time.monotonic()
+    run_experiment(settings)
+    return time.monotonic() - began
+
+
+def workers(number: int) -> float:
+    """Eight candidates trained on digits, so many at a time, one thread each."""
+    settings = {**TRAINED, "nni": {"trials": 8, "concurrency": number, "port": free_port()}}
+    began = time.monotonic()
+    run_experiment(settings)
+    return time.monotonic() - began
+
+
+def run_experiment(settings: dict[str, Any]) -> None:
+    """As a program of its own, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "growth.yml")
+        path.write_text(yaml.safe_dump({"name": "growth", "seed": 0, **settings}))
+        environment = {**os.environ, "HOME": folder, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "nni_robust", "run", str(path), "--out", f"{folder}/run"]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        records = Path(folder, "run", "candidates.jsonl").read_text().splitlines()
+        done = sum(json.loads(line).get("status", "ok") == "ok" for line in records)
+        if done != settings["nni"]["trials"]:
+            raise SystemExit(f"{done} of {settings['nni']['trials']} candidates have a result")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "attack steps": Quantity((1, 2, 5, 10, 20, 50, 100), (1, 2, 4), steps),
+    "strengths, one pass": Quantity((1, 2, 4, 8, 16, 32), (1, 2), strengths),
+    "strengths, apart": Quantity((1, 2, 4, 8, 16, 32), (1, 2), separate_strengths, rounds=3),
+    "picture side": Quantity((32, 64, 96, 128, 192, 224), (32, 64), size),
+    **{
+        f"candidates, {name}": Quantity(
+            (100, 400, 1600, 6400), (4, 8), candidates(name), "CPU", rounds=2
+        )
+        for name in STRATEGIES
+    },
+    "trials of NNI": Quantity((25, 100, 400), (2, 4), trials, "clock", rounds=1),
+    "workers": Quantity((1, 2, 4), (1, 2), workers, "clock", rounds=3),
+}
+
+
+def measure(folder: Path, names: Sequence[str], quick: bool) -> None:
+    torch.set_num_threads(1)
+    path = folder / "growth.csv"
+    known = read(path)
+    done = {(row["quantity"], row["value"], row["round"]) for row in known}
+    here = machine()
+    columns = ["quantity", "value", "round", "seconds", "unit", "load", *here]
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        for name in names:
+            quantity = QUANTITIES[name]
+            values = quantity.quick if quick else quantity.values
+            rounds = 1 if quick else quantity.rounds
+            for number, value in itertools.product(range(rounds), values):
+                if (name, str(value), str(number)) in done:
+                    continue
+                load = os.getloadavg()[0]
+                seconds = quantity.cost(value)
+                row = {"quantity": name, "value": value, "round": number, "load": f"{load:.1f}"}
+                row |= {"seconds": f"{seconds:.4f}", "unit": quantity.unit, **here}
+                writer.writerow(row)
+                file.flush()
+                print(name, value, f"{seconds:.3f} s", flush=True)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def medians(rows: Sequence[dict[str, str]]) -> Iterator[tuple[str, list[int], list[float]]]:
+    """Name of a quantity, its values, and the median seconds at each."""
+    for name in QUANTITIES:
+        found: dict[int, list[float]] = {}
+        for row in rows:
+            if row["quantity"] == name:
+                found.setdefault(int(row["value"]), []).append(float(row["seconds"]))
+        if len(found) > 1:
+            values = sorted(found)
+            yield name, values, [float(torch.tensor(found[v]).quantile(0.5)) for v in values]
+
+
+def law(values: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Fit ``seconds = fixed + each * value ** power``.
+
+    Returns
+    -------
+    fixed, each, power
+        Of the least sum of squared relative errors, over powers from 0 to 3 in steps of 0.01;
+        fixed and each are not negative.
+    """
+    x = torch.tensor(values, dtype=torch.float64)
+    y = torch.tensor(seconds, dtype=torch.float64)
+    best = (float("inf"), 0.0, 0.0, 0.0)
+    for power in (torch.arange(301) / 100).tolist():
+        columns = torch.stack([torch.ones_like(x), x**power], 1)
+        for chosen in ([0, 1], [1], [0]):
+            part = columns[:, chosen] / y[:, None]
+            found = torch.linalg.lstsq(part, torch.ones_like(y)[:, None]).solution.flatten()
+            if (found < 0).any():
+                continue
+            error = float(((part @ found - 1) ** 2).sum())
+            if error < best[0] - 1e-15:
+                both = dict(zip(chosen, found.tolist(), strict=True))
+                best = (error, both.get(0, 0.0), both.get(1, 0.0), power if 1 in both else 0.0)
+    return best[1:]
+
+
+def summarise(folder: Path) -> None:
+    """Write ``laws.csv`` and ``growth.png``."""
+    rows = read(folder / "growth.csv")
+    laws = []
+    for name, values, seconds in medians(rows):
+        fixed, each, power = law(values, seconds)
+        last = float(torch.tensor(seconds[-1] / seconds[-2]).log())
+        last /= float(torch.tensor(values[-1] / values[-2]).log())
+        entry = {"quantity": name, "from": values[0], "to": values[-1]}
+        entry |= {"fixed_seconds": f"{fixed:.3g}", "seconds_each": f"{each:.3g}"}
+        entry |= {"power": f"{power:.2f}", "power_between_last_two": f"{last:.2f}"}
+        laws.append(entry)
+        print(*entry.values())
+    with open(folder / "laws.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(laws[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(laws)
+    plot_growth(rows).savefig(folder / "growth.png", dpi=110, bbox_inches="tight")
+
+
+def plot_growth(rows: Sequence[dict[str, str]]) -> Any:
+    """Median seconds against each quantity, with the fitted law, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    panels = list(medians(rows))
+    figure = Figure(figsize=(12, 2.9 * ((len(panels) + 2) // 3)))
+    for place, (name, values, seconds) in enumerate(panels, 1):
+        axes = figure.add_subplot((len(panels) + 2) // 3, 3, place)
+        axes.loglog(values, seconds, "o", color="#0072B2", label="measured")
+        fixed, each, power = law(values, seconds)
+        curve = [fixed + each * v**power for v in values]
+        axes.loglog(
+            values, curve, "--", color="#D55E00", label=f"{fixed:.2g} + {each:.2g} n^{power:.2f}"
+        )
+        axes.set_xticks(values, [str(v) for v in values])
+        axes.minorticks_off()
+        axes.set_title(name)
+        axes.set_ylabel(f"seconds ({QUANTITIES[name].unit})")
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+# --- a search on paper ---------------------------------------------------------------------------
+
+#: RobNet-large on ImageNet, MACs of one picture at 224x224: counted by our space, see the spec.
+MACS = 1.412e9
+TRAIN_PICTURES, SCORED_PICTURES = 1_281_167, 10_000
+#: Forward passes of one picture: an attack step is 2 (none for weights), a training step 3.
+FORWARD_PER_ATTACK_STEP, FORWARD_PER_TRAINING_STEP = 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A one-shot search as RobNet's.
+
+    Parameters
+    ----------
+    candidates
+        Scored with the supernet's weights.
+    supernet_epochs, supernet_steps
+        Training of the supernet, and its attack's steps.
+    tuned
+        Candidates that are also tuned, for `tuning_epochs` each.
+    scoring_steps
+        Of the attack on each scored picture.
+    overhead
+        Seconds that a trial costs by itself, with two at a time (``bench overhead``).
+    """
+
+    candidates: int = 1000
+    supernet_epochs: int = 50
+    supernet_steps: int = 1
+    tuned: int = 10
+    tuning_epochs: int = 3
+    scoring_steps: int = 20
+    overhead: float = 0.57
+
+
+def plan(search: Search, rate: float, gpus: int) -> dict[str, float]:
+    """Hours of each phase on `gpus` cards that sustain `rate` FLOP/s each.
+
+    Training of a supernet is divided among the cards (DDP), candidates are independent. Scoring
+    counts every step for every picture: an upper bound, as broken pictures leave the attack.
+    """
+    forward = 2 * MACS
+    step = FORWARD_PER_ATTACK_STEP * search.supernet_steps + FORWARD_PER_TRAINING_STEP
+    epoch = TRAIN_PICTURES * step * forward
+    scored = SCORED_PICTURES * (FORWARD_PER_ATTACK_STEP * search.scoring_steps + 1) * forward
+    hours = {
+        "supernet": search.supernet_epochs * epoch / rate / gpus,
+        "scoring": search.candidates * scored / rate / gpus,
+        "tuning": search.tuned * search.tuning_epochs * epoch / rate / gpus,
+        "trial overhead": search.candidates * search.overhead / min(gpus, 2),
+    }
+    hours = {phase: seconds / 3600 for phase, seconds in hours.items()}
+    return {**hours, "total": sum(hours.values())}
+
+
+def print_plan(rates: Sequence[float], gpus: Sequence[int]) -> None:
+    for rate, number in itertools.product(rates, gpus):
+        hours = plan(Search(), rate, number)
+        cells = ", ".join(f"{phase} {value:.1f} h" for phase, value in hours.items())
+        print(f"{number} GPUs at {rate / 1e12:g} TFLOP/s: {cells}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("measure", "summary", "plan"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quantities", nargs="*", default=list(QUANTITIES), choices=QUANTITIES)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rate", type=float, nargs="+", default=[20e12, 80e12])
+    options = parser.parse_args()
+    if options.what == "plan":
+        print_plan(options.rate, options.gpus)
+        return
+    if options.out is None:
+        parser.error(f"{options.what} needs --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.what == "measure":
+        measure(options.out, options.quantities, options.quick)
+    summarise(options.out)
+
+
+if __name__ == "__main__":
+    main()
