@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from nni_robust._keeping import Keep, Keeper
 from nni_robust._pictures import Progress, as_threat, batches, is_correct, survives
 from nni_robust.adversarial import AdversarialExamples
-from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, attack_from_spec, undisturbed
+from nni_robust.attacks import (
+    Attack,
+    AttackSpec,
+    NonFiniteOutput,
+    Precision,
+    attack_from_spec,
+    undisturbed,
+)
 from nni_robust.errors import UserError
 from nni_robust.reliability import Monitor, Outcome, Reliability
 from nni_robust.spectrum import evaluate_spectrum
@@ -125,6 +132,7 @@ def evaluate(
     progress: Progress | None = None,
     thorough: bool = False,
     keep: Keep | None = None,
+    precision: Precision | None = None,
 ) -> Evaluation:
     """Measure clean and robust accuracy; the network is left exactly as it was.
 
@@ -162,6 +170,9 @@ def evaluate(
         them, as :attr:`AttackResult.examples`; then every break is verified in float32 on what
         would be written down (:mod:`nni_robust.adversarial`), and one that does not hold is no
         break. They stay in memory on the CPU.
+    precision
+        ``"bf16"`` runs our gradient attacks under bfloat16 autocast, others as they are; every
+        break is confirmed by the network as it is. None leaves it to each attack.
 
     Raises
     ------
@@ -172,6 +183,10 @@ def evaluate(
     """
     started = time.perf_counter()
     made = _make_attacks(attacks, as_threat(threat))
+    if precision is not None:
+        if precision not in get_args(Precision):
+            raise UserError(f"precision: {precision!r} is not allowed; float32 or bf16 is")
+        made = [attack.in_precision(precision) for attack in made]
     clean: list[Tensor] = []
     correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}
     seconds = dict.fromkeys(correct, 0.0)

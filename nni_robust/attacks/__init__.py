@@ -15,7 +15,7 @@ from nni_robust.attacks import fab as fab
 from nni_robust.attacks import gradient as gradient
 from nni_robust.attacks import square as square
 from nni_robust.attacks import torchattacks as torchattacks
-from nni_robust.attacks._base import Attack, NonFiniteOutput, Victim
+from nni_robust.attacks._base import Attack, NonFiniteOutput, Precision, Victim
 from nni_robust.attacks._frozen import undisturbed
 from nni_robust.attacks._norms import Ball
 from nni_robust.attacks._spec import (
@@ -31,6 +31,7 @@ __all__ = [
     "AttackSpec",
     "Ball",
     "NonFiniteOutput",
+    "Precision",
     "Victim",
     "attack",
     "attack_from_spec",

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from nni_robust.attacks._compile import compiled
 from nni_robust.attacks._frozen import BNMode, undisturbed
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball, ball_around
 from nni_robust.errors import UserError
 from nni_robust.threat import ThreatModel, eps_label
 
-__all__ = ["Attack", "NonFiniteOutput", "Victim", "check_pictures"]
+__all__ = ["Attack", "NonFiniteOutput", "Precision", "Victim", "check_pictures"]
+
+#: What a network computes in during an attack; pictures and projection are float32 in both.
+Precision = Literal["float32", "bf16"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -91,10 +98,22 @@ class Victim:
         Type that the network is called with.
     largest_label
         Largest label of the batch; the network must have more classes than that.
+    precision
+        ``"bf16"``: call the network under bfloat16 autocast.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, largest_label: int = -1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        largest_label: int = -1,
+        precision: Precision = "float32",
+    ) -> None:
         self.model, self.dtype, self.largest_label = model, dtype, largest_label
+        #: Whether logits are rounded more than the network's own, so that breaks need confirming.
+        self.reduced = precision == "bf16"
+        #: What is called for the network in place of it, such as its compiled form.
+        self.network: Callable[[Tensor], Tensor] = model
         #: Whether the last logits were computed in float16, whose gradients underflow.
         self.half = False
         #: Finite as long as everything that was watched is; on the device, so that none waits.
@@ -102,7 +121,20 @@ class Victim:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, K), float32, or float64 if the network computes in float64."""
-        logits = self.model(x.to(self.dtype))
+        with self.casts(x.device):
+            logits = self.network(x.to(self.dtype))
+        return self._checked(logits, x)
+
+    def in_full(self, x: Tensor) -> Tensor:
+        """The logits without autocast, by the network itself, without a gradient."""
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self._checked(self.model(x.to(self.dtype)), x)
+
+    def casts(self, device: torch.device) -> AbstractContextManager[object]:
+        """Autocast where the precision asks for it; otherwise the caller's own stays."""
+        return torch.autocast(device.type, torch.bfloat16) if self.reduced else nullcontext()
+
+    def _checked(self, logits: Tensor, x: Tensor) -> Tensor:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
@@ -120,7 +152,12 @@ class Victim:
 
     def watch(self, values: Tensor) -> None:
         """Remember any NaN, which hides otherwise: its sign is 0, comparing with it gives False."""
-        self.health = self.health + values.detach().sum()
+        total = values.detach().sum()
+        if isinstance(self.health, Tensor) and not self.health.is_inference():
+            # In place, so that a replayed step adds to what the steps before it found.
+            self.health.add_(total)
+        else:
+            self.health = self.health + total
 
 
 class Attack(ABC):
@@ -145,6 +182,8 @@ class Attack(ABC):
     bn_mode: BNMode = "eval"
     channels_last: bool = False
     fold: bool = False
+    precision: Precision = "float32"
+    compile: bool = False
 
     def __init__(self, threat: ThreatModel, label: str) -> None:
         self.threat, self.label = threat, label
@@ -161,6 +200,10 @@ class Attack(ABC):
         It may also compute faster with other rounding; whoever measures classifies what it finds
         with the network as it is.
         """
+        return self
+
+    def in_precision(self, precision: Precision) -> Attack:
+        """The same attack in another precision, for measuring; itself if it knows no other."""
         return self
 
     def __call__(
@@ -208,6 +251,10 @@ class Attack(ABC):
             raise UserError(f"index must be int64 of shape ({len(x)},)")
         if len(x) == 0 or self.threat.eps == 0:
             return x.detach().clone()
+        if self.precision == "bf16" and x.dtype != torch.float32:
+            raise UserError(
+                f"precision: 'bf16' is not allowed for pictures of type {x.dtype}; float32 is"
+            )
         # A caller may have switched gradients off, or hold tensors made in inference mode.
         with torch.inference_mode(False), torch.enable_grad():
             clean, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
@@ -218,7 +265,11 @@ class Attack(ABC):
             noise = Noise(None if seed is None else operator.index(seed), index.to(x.device))
             fold = clean if self.fold else None
             with undisturbed(model, self.bn_mode, channels_last=self.channels_last, fold=fold):
-                ball, victim = ball_around(clean, self.threat), Victim(model, x.dtype, largest)
+                ball = ball_around(clean, self.threat)
+                victim = Victim(model, x.dtype, largest, self.precision)
+                if self.compile:
+                    with victim.casts(x.device):
+                        victim.network = compiled(model, clean)
                 adv = self._run(victim, y, ball, noise).detach()
             adv = ball.exact(adv)
             if not torch.isfinite(adv.sum(dtype=torch.float64) + victim.health):
