@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import Sample, draw
 from nni_robust.store import Store
 from nni_robust.supernet import build_supernet, inherit
+from nni_robust.training import Recipe
 from nni_robust.trial import StoredEvaluator
 
-__all__ = ["PhasedStrategy", "blank_space", "check_supernet"]
+__all__ = ["PhasedStrategy", "blank_space", "check_supernet", "supernet_recipe"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,28 @@ def blank_space(model_space: Any, **changes: Any) -> Any:
             return build()
     except RuntimeError:  # it asks tensors for their values, as AutoFormer of NNI's hub does
         return build()
+
+
+def supernet_recipe(own: Recipe | None, evaluators: Recipe | None) -> Recipe | None:
+    """How a supernet is trained: by its own recipe, else as the evaluator trains candidates.
+
+    A supernet ends with its last weights, for its accuracy is that of one path.
+
+    Raises
+    ------
+    UserError
+        If its own recipe keeps the best.
+    """
+    if own is None:
+        if evaluators is None:
+            return None
+        return dataclasses.replace(evaluators, keep="last", patience=None)
+    if own.keep != "last":
+        raise UserError(
+            f"strategy.supernet.keep: '{own.keep}' is not allowed; 'last' is, for a supernet's "
+            "accuracy is that of one path"
+        )
+    return own
 
 
 def check_supernet(model_space: Any) -> None:

@@ -34,7 +34,7 @@ from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
 from nni_robust.training import Recipe
 
-from ._phases import PhasedStrategy, blank_space, check_supernet
+from ._phases import PhasedStrategy, blank_space, check_supernet, supernet_recipe
 from ._screening import FspScreening, Screen, hand_over, survivors
 from ._supernet_training import SupernetTraining
 
@@ -106,7 +106,7 @@ class RobustOneShot(PhasedStrategy):
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         super()._initialize(model_space, engine)
-        if (self.recipe or model_space.evaluator.recipe) is None:
+        if supernet_recipe(self.recipe, model_space.evaluator.recipe) is None:
             raise UserError(
                 "strategy.supernet is missing: neither it nor evaluator.train says how to train"
             )
@@ -181,7 +181,7 @@ class RobustOneShot(PhasedStrategy):
         evaluator = self.model_space.evaluator
         training = SupernetTraining(
             task=as_mapping(evaluator.task),
-            train=as_mapping(self.recipe or evaluator.recipe),
+            train=as_mapping(supernet_recipe(self.recipe, evaluator.recipe)),
             uniform=self.uniform,
             seed=self.seed,
             store=evaluator.store,

@@ -43,7 +43,7 @@ from nni_robust.sampling import Sample, draw_distinct
 from nni_robust.store import write_json
 from nni_robust.training import Recipe
 
-from ._phases import PhasedStrategy, check_supernet
+from ._phases import PhasedStrategy, check_supernet, supernet_recipe
 from ._wide_spectrum_comparison import Comparison, SignalComparison
 from ._wide_spectrum_settings import SearchSettings, parse_signals
 from ._wide_spectrum_training import WideSpectrumTraining, search_recipe
@@ -180,7 +180,7 @@ class WideSpectrumSearch(PhasedStrategy):
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         super()._initialize(model_space, engine)
-        recipe = self.recipe or model_space.evaluator.recipe
+        recipe = supernet_recipe(self.recipe, model_space.evaluator.recipe)
         if recipe is None:
             raise UserError(
                 "strategy.supernet is missing: neither it nor evaluator.train says how to train"
@@ -198,7 +198,7 @@ class WideSpectrumSearch(PhasedStrategy):
 
     def _run(self) -> None:
         evaluator = self.model_space.evaluator
-        recipe = as_mapping(self.recipe or evaluator.recipe)
+        recipe = as_mapping(supernet_recipe(self.recipe, evaluator.recipe))
         (start,) = draw_distinct(1, self.model_space.simplify(), np.random.RandomState(self.seed))
         shared = {"task": as_mapping(evaluator.task), "train": recipe, "store": evaluator.store}
         for seed in range(self.seed, self.seed + self.seeds):

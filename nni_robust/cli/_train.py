@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     parser.description = (
         "Train an architecture from fresh weights, for the data's classes. Into DIR go "
-        "architecture.yaml (what 'evaluate' takes), weights.safetensors, result.json with the "
-        "curves, and checkpoints until it is done. The test pictures are opened only by --evaluate."
+        "architecture.yaml (what 'evaluate' takes), weights.safetensors, log.jsonl and log.csv "
+        "with a line per epoch, result.json, and checkpoints until it is done. The test pictures "
+        "are opened only by --evaluate."
     )
     parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
@@ -68,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser, "training setting, such as epochs=20 or attack.steps=7")
     parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also write the curve to 'tensorboard' (event files in DIR/tensorboard) or 'mlflow' "
+        "($MLFLOW_TRACKING_URI, else DIR/mlflow.db); may be repeated",
+    )
+    parser.add_argument(
         "--evaluate", action="store_true", help="attack the result on the test pictures at the end"
     )
     add_attacks(parser)
@@ -84,7 +93,14 @@ def execute(args: argparse.Namespace) -> int:
     from nni_robust.cli._network import build_network, threat_json
     from nni_robust.config import parse
     from nni_robust.data import load_dataset
-    from nni_robust.training import Recipe, TrainingDiverged, load_recipe, train
+    from nni_robust.training import (
+        Recipe,
+        TrainingDiverged,
+        check_logs,
+        load_recipe,
+        open_logs,
+        train,
+    )
 
     set_threads(args)
     if args.recipe is None:
@@ -94,6 +110,7 @@ def execute(args: argparse.Namespace) -> int:
         recipe, threat = named.recipe, threat_of(args, named.threat)
     for name in names(args.attacks):
         attack_from_spec(name, threat)
+    check_logs(args.log, "--log")
     architecture = load_architecture(args.arch)
     # A folder without test pictures is told now, not after the training.
     data = load_dataset(args.dataset, root=args.root, test=args.evaluate)
@@ -117,13 +134,14 @@ def execute(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 on_epoch=on_epoch,
                 teacher=teacher,
+                logs=open_logs(args.log, folder),
             )
         except TrainingDiverged as e:
             say(f"error: {e}")
             return 1
     if not _is_first_process():
         return 0
-    trained = _trained(architecture, data, threat, recipe, folder, args.seed)
+    trained = _trained(architecture, data, threat, recipe, folder, args.seed, result.kept_epoch)
     trained.save(folder / "architecture.yaml")
     outcome = {
         "folder": str(folder),
@@ -131,7 +149,10 @@ def execute(args: argparse.Namespace) -> int:
         "threat": threat_json(threat),
         "history": [dataclasses.asdict(record) for record in result.history],
         "seconds": result.seconds,
+        "kept_epoch": result.kept_epoch,
     }
+    if recipe.keep == "best":
+        line(f"kept epoch {result.kept_epoch}, the best by robust validation accuracy")
     line(f"saved {folder / 'architecture.yaml'} and its weights")
     if args.evaluate:
         outcome["test"] = _test(args, result, data, threat)
@@ -190,10 +211,11 @@ def _trained(
     recipe: Recipe,
     folder: Path,
     seed: int,
+    epochs: int,
 ) -> Architecture:
     """The same architecture with the new weights, and a note on what they are."""
     note = (
-        f"Weights: {recipe.epochs} epochs of '{recipe.loss}' on {data.name} against {threat}, "
+        f"Weights: {epochs} epochs of '{recipe.loss}' on {data.name} against {threat}, "
         f"seed {seed}, by nni-robust train."
     )
     before = architecture.provenance.get("note")

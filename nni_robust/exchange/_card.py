@@ -130,6 +130,8 @@ def _training(training: Mapping[str, Any] | None) -> list[str]:
         )
         if data.get(key) is not None
     ]
+    if training.get("kept_epoch") and recipe.get("keep") == "best":
+        named.append(f"kept epoch {training['kept_epoch']}, the best by robust validation accuracy")
     seconds = training.get("seconds")
     return [
         f"- Data: {', '.join([_known(data.get('name')), *counts])}",

@@ -11,6 +11,7 @@ from nni_robust.architecture import Architecture, load_architecture
 from nni_robust.config import read_yaml
 from nni_robust.errors import UserError
 from nni_robust.store import read_json
+from nni_robust.training import read_curve
 
 from ._folder import CONFIG, RESULTS, is_folder
 
@@ -85,7 +86,7 @@ def read_trained(source: str | Path) -> Trained:
             return Trained(architecture, *found)
     result = path.parent / "result.json"
     if path.name == "architecture.yaml" and result.is_file():
-        return Trained(architecture, _of_training(read_json(result)))
+        return Trained(architecture, _of_training(read_json(result), path.parent))
     return Trained(architecture)
 
 
@@ -138,17 +139,18 @@ def _accuracies(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if k == "clean" or "@" in k}
 
 
-def _of_training(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ``result.json`` of a training says."""
+def _of_training(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What ``result.json`` and the curve of a training say."""
     identity = result.get("training")
     identity = identity if isinstance(identity, Mapping) else {}
-    history = result.get("history") or []
+    history = [dataclasses.asdict(record) for record in read_curve(folder)]
     return {
         "data": identity.get("data"),
         "recipe": identity.get("recipe"),
         "threat": identity.get("threat"),
         "seed": identity.get("seed"),
         "teacher": identity.get("teacher"),
+        "kept_epoch": result.get("kept_epoch"),
         "seconds": _seconds(history),
         "history": history,
     }

@@ -10,7 +10,9 @@ from nni_robust.training._records import (
 )
 from nni_robust.training._setup import check_training
 from nni_robust.training.batchnorm import recalibrate_bn
+from nni_robust.training.curve import read_curve
 from nni_robust.training.hooks import Hook, StatefulHook
+from nni_robust.training.logs import TrainingLog, check_logs, open_logs
 from nni_robust.training.loop import train
 from nni_robust.training.losses import LossWrapper, RobustLoss
 from nni_robust.training.named import NamedRecipe, list_recipes, load_recipe
@@ -30,10 +32,14 @@ __all__ = [
     "TrainResult",
     "TrainingCollapsed",
     "TrainingDiverged",
+    "TrainingLog",
+    "check_logs",
     "check_training",
     "list_recipes",
     "load_recipe",
     "load_weights",
+    "open_logs",
+    "read_curve",
     "recalibrate_bn",
     "save_weights",
     "train",

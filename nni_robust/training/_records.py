@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["EpochRecord", "TrainResult", "TrainingCollapsed", "TrainingDiverged"]
+from nni_robust.training.recipe import Recipe
+
+__all__ = [
+    "EpochRecord",
+    "TrainResult",
+    "TrainingCollapsed",
+    "TrainingDiverged",
+    "impatient",
+    "kept_epoch",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,25 @@ class EpochRecord:
         return {name: value for name, value in point.items() if value is not None}
 
 
+def kept_epoch(history: Sequence[EpochRecord], recipe: Recipe) -> int:
+    """Number (from 1) of the epoch whose weights a training keeps after these; 0 before the first.
+
+    The last; or, with ``keep: best``, the first of those with the highest robust validation
+    accuracy.
+    """
+    if recipe.keep == "last" or not history:
+        return len(history)
+    return max(history, key=lambda r: (r.val_robust or 0.0, -r.epoch)).epoch
+
+
+def impatient(history: Sequence[EpochRecord], recipe: Recipe) -> bool:
+    """Whether so many epochs were not better than the best that the training stops early."""
+    if recipe.patience is None:
+        return False
+    since = max(kept_epoch(history, recipe), recipe.clean_epochs)
+    return len(history) - since >= recipe.patience
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
     """A finished training.
@@ -53,17 +82,20 @@ class TrainResult:
     Parameters
     ----------
     model
-        The network that was given, trained (with averaged weights if the recipe averages), in
-        evaluation mode.
+        The network that was given, trained (with averaged weights if the recipe averages, those of
+        the best epoch if it keeps them), in evaluation mode.
     history
         One record per epoch, also of epochs before an interruption.
     seconds
         Wall time of all epochs.
+    kept_epoch
+        Number of the epoch, from 1, whose weights the network has; 0 where there was none.
     """
 
     model: nn.Module
     history: list[EpochRecord]
     seconds: float
+    kept_epoch: int
 
 
 class TrainingDiverged(ArithmeticError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -26,17 +26,22 @@ from nni_robust.training._records import (
     EpochRecord,
     TrainingCollapsed,
     TrainingDiverged,
+    impatient,
+    kept_epoch,
 )
 from nni_robust.training._setup import (
+    RESULT,
     Forwards,
     build_optimizer,
     refuse_other,
 )
-from nni_robust.training._state import RunningSums, capture, restore
+from nni_robust.training._state import RunningSums, capture, part, restore
 from nni_robust.training._validation import Validation
+from nni_robust.training.curve import write_curve
 from nni_robust.training.cutmix import cutmix
 from nni_robust.training.distilled import Oracle
 from nni_robust.training.hooks import Hook, StatefulHook
+from nni_robust.training.logs import TrainingLog, close_logs, write_logs
 from nni_robust.training.losses import LossWrapper, RobustLoss, build_loss, clean_loss
 from nni_robust.training.recipe import Recipe
 from nni_robust.training.weights import plain_tensors, save_weights, write_tensors
@@ -65,11 +70,12 @@ class Run:
         teacher: nn.Module | None,
         wrap: LossWrapper | None,
         handover: Path,
+        logs: Sequence[TrainingLog],
     ) -> None:
         self.model, self.data, self.recipe, self.threat = model, data, recipe, threat
         self.folder, self.seed, self.hook, self.on_epoch = folder, seed, hook, on_epoch
         self.validate, self.identity, self.process = validate, identity, os.getpid()
-        self.teacher, self.wrap, self.handover = teacher, wrap, handover
+        self.teacher, self.wrap, self.handover, self.logs = teacher, wrap, handover, logs
 
     def __call__(self, fabric: Any) -> Any:
         """Train; another process than the calling one leaves weights in the file `handover`.
@@ -83,13 +89,17 @@ class Run:
             The history as dictionaries, or why there is none, for a process launcher would bury
             the sentence in tracebacks.
         """
-        elsewhere = os.getpid() != self.process
+        elsewhere, status = os.getpid() != self.process, "failed"
         try:
             self._train(fabric)
+            status = "success"
         except (TrainingDiverged, UserError) as e:
             if elsewhere:
                 return e
             raise
+        finally:
+            if fabric.is_global_zero:
+                close_logs(self.logs, status)
         records = [asdict(record) for record in self.history]
         if not elsewhere:
             return records
@@ -104,15 +114,16 @@ class Run:
         frozen = nullcontext() if self.teacher is None else undisturbed(self.teacher)
         with torch.random.fork_rng(devices=cuda), frozen:
             self._prepare()
-            while self.epoch < self.recipe.epochs:
+            while self.epoch < self.recipe.epochs and not impatient(self.history, self.recipe):
                 self._train_epoch()
-        if self.average is not None:
+        if self.best:
+            self.model.load_state_dict(self.best)
+        elif self.average is not None:
             self.average.apply()
         if self.folder is not None and fabric.is_global_zero:
             save_weights(self.model, self.folder / "weights.safetensors")
-            records = [asdict(record) for record in self.history]
-            result = {"training": self.identity, "history": records}
-            write_json(self.folder / "result.json", result)
+            kept = kept_epoch(self.history, self.recipe)
+            write_json(self.folder / RESULT, {"training": self.identity, "kept_epoch": kept})
             _checkpoint.clear(self.folder)
 
     def _prepare(self) -> None:
@@ -137,6 +148,8 @@ class Run:
         self.sums = RunningSums(self.fabric.device)
         self.epoch, self.batch, self.elapsed = 0, 0, 0.0
         self.history: list[EpochRecord] = []
+        #: All tensors of the best epoch's network, as it was validated; empty without one.
+        self.best: dict[str, torch.Tensor] = {}
         self.steps_per_epoch = len(self.train_data) // self.recipe.batch_size
         newest = None if self.folder is None else _checkpoint.load_newest(self.folder)
         if newest is not None:
@@ -145,9 +158,11 @@ class Run:
             restore(tensors, state, self.model, self.optimizer, self.average, self.sums)
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.elapsed = state["elapsed"]
+            self.best = part(tensors, "best.")
             self.history = [EpochRecord(**record) for record in state["history"]]
             if isinstance(self.hook, StatefulHook):
                 self.hook.load_state_dict(state.get("hook", {}))
+        self._log()
 
     def _build_losses(self) -> None:
         """The loss, and that of the clean epochs, with all that is added to them."""
@@ -206,6 +221,7 @@ class Run:
         self.epoch, self.batch, self.elapsed = self.epoch + 1, 0, 0.0
         self.sums.clear()
         self._save()
+        self._log()
         if self.on_epoch is not None and self.fabric.is_global_zero:
             self.on_epoch(record)
 
@@ -302,9 +318,16 @@ class Run:
         self.model.eval()
         with average:
             found = self.validation(self.model)
-        if found is None:
-            raise self._diverged("the network's output", self._steps() - 1)
+            if found is None:
+                raise self._diverged("the network's output", self._steps() - 1)
+            if self.recipe.keep == "best" and self._is_best(found[1]):
+                self.best = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
         return found
+
+    def _is_best(self, robust: float | None) -> bool:
+        """Whether a robust accuracy is above that of every epoch before."""
+        before = [record.val_robust or 0.0 for record in self.history]
+        return not before or (robust or 0.0) > max(before)
 
     def _look(self, *, weights: bool = False) -> None:
         """Stop if the loss of any step so far, or a weight, is NaN or infinite."""
@@ -323,12 +346,20 @@ class Run:
         if self.folder is None or not self.fabric.is_global_zero:
             return
         tensors, state = capture(self.model, self.optimizer, self.average, self.sums)
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         state["training"] = self.identity
         state.update(epoch=self.epoch, batch=self.batch, elapsed=self.elapsed)
         state["history"] = [asdict(record) for record in self.history]
         if isinstance(self.hook, StatefulHook):
             state["hook"] = self.hook.state_dict()
         _checkpoint.save(self.folder, self._steps(), tensors, state)
+
+    def _log(self) -> None:
+        """Make all logs hold the epochs so far."""
+        if self.fabric.is_global_zero:
+            if self.folder is not None:
+                write_curve(self.folder, self.history)
+            write_logs(self.logs, self.identity, self.history)
 
     def _steps(self) -> int:
         """Steps done so far."""

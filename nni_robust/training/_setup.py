@@ -18,11 +18,13 @@ from nni_robust.errors import UserError
 from nni_robust.store import content_key, read_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training._records import EpochRecord
+from nni_robust.training.curve import read_curve
 from nni_robust.training.losses import LossWrapper, build_loss
 from nni_robust.training.recipe import TAUGHT, Recipe
 from nni_robust.training.weights import load_weights
 
 __all__ = [
+    "RESULT",
     "Forwards",
     "build_optimizer",
     "check_training",
@@ -33,6 +35,9 @@ __all__ = [
     "refuse_other",
     "weights_key",
 ]
+
+#: File that says of a folder that its training is finished, and which one it was.
+RESULT = "result.json"
 
 
 class Forwards(nn.Module):
@@ -85,6 +90,8 @@ def check_training(
             f"'{data.name}' has no search-validation pictures to validate on; give a share > 0 as "
             "validation, or train without validating"
         )
+    if recipe.keep == "best" and not validate:
+        raise UserError("keep: 'best' is not allowed without validating; 'last' is")
     build_loss(recipe, threat)  # checks the settings of its attack
     if recipe.validation_attack is not None:
         attack_from_spec(recipe.validation_attack, threat)
@@ -264,13 +271,13 @@ def finished_result(
     UserError
         If the folder holds another training or is damaged.
     """
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.is_file():
         return None
     result = read_json(path)
     refuse_other(result["training"], identity, folder)
     load_weights(model, folder / "weights.safetensors")
-    return [EpochRecord(**record) for record in result["history"]]
+    return read_curve(folder)
 
 
 def refuse_other(found: dict[str, Any], wanted: dict[str, Any], folder: Path | None) -> None:

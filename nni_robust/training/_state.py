@@ -9,7 +9,7 @@ from torch import nn
 
 from nni_robust.training._averaging import WeightAverage
 
-__all__ = ["RunningSums", "capture", "restore"]
+__all__ = ["RunningSums", "capture", "part", "restore"]
 
 
 class RunningSums:
@@ -86,17 +86,18 @@ def restore(
     sums: RunningSums,
 ) -> None:
     """Put a captured state back."""
-    model.load_state_dict(_part(tensors, "model."))
+    model.load_state_dict(part(tensors, "model."))
     entries: dict[int, dict[str, Any]] = {int(n): dict(e) for n, e in state["optimizer"].items()}
-    for name, tensor in _part(tensors, "optimizer.").items():
+    for name, tensor in part(tensors, "optimizer.").items():
         number, key = name.split(".", 1)
         entries.setdefault(int(number), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
     if average is not None:
-        average.load(_part(tensors, "average."), state["averaged"])
+        average.load(part(tensors, "average."), state["averaged"])
     sums.sums.copy_(tensors["sums"])
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -8,15 +8,17 @@ interrupted, bit for bit on a CPU.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from nni_robust.data import DataSplits
+from nni_robust.errors import UserError
 from nni_robust.store import read_json
 from nni_robust.threat import ThreatModel
-from nni_robust.training._records import EpochRecord, TrainResult
+from nni_robust.training._records import EpochRecord, TrainResult, kept_epoch
 from nni_robust.training._run import Run
 from nni_robust.training._setup import (
     check_training,
@@ -26,9 +28,13 @@ from nni_robust.training._setup import (
     make_fabric,
 )
 from nni_robust.training.hooks import Hook
+from nni_robust.training.logs import TrainingLog
 from nni_robust.training.losses import LossWrapper
 from nni_robust.training.recipe import Recipe
 from nni_robust.training.weights import read_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
 
 __all__ = ["train"]
 
@@ -46,6 +52,7 @@ def train(
     validate: bool = True,
     teacher: nn.Module | None = None,
     wrap: LossWrapper | None = None,
+    logs: Sequence[TrainingLog | Logger] = (),
 ) -> TrainResult:
     """Train a network, robustly or not.
 
@@ -80,6 +87,10 @@ def train(
         afterwards it is as it was, bit for bit.
     wrap
         Adds to the recipe's loss, see :class:`LossWrapper`. Not with replays.
+    logs
+        Where the curve goes besides ``log.jsonl`` and ``log.csv`` in `folder`: what
+        :func:`open_logs` gives, or loggers of Lightning (each is told the whole curve, epochs of
+        before an interruption too). A log that fails is warned of; the training goes on.
 
     Returns
     -------
@@ -107,6 +118,10 @@ def train(
     and for networks with weights that they never use, DDP looks for weights that a batch left
     unused, and leaves them alone.
     """
+    if recipe.keep == "best" and hook is not None:
+        raise UserError(
+            "keep: 'best' is not allowed with a hook: a supernet's accuracy is that of one path"
+        )
     # A supernet cannot be asked before its hook has drawn a path.
     check_training(
         model if hook is None else None,
@@ -141,6 +156,7 @@ def train(
                 teacher,
                 wrap,
                 handover,
+                [TrainingLog.of(log) for log in logs],
             )
             outcome = fabric.launch(run)
             if isinstance(outcome, Exception):  # of another process
@@ -150,4 +166,6 @@ def train(
                 outcome = read_json(handover.with_suffix(".json"))
         history = [EpochRecord(**record) for record in outcome]
     model.eval()
-    return TrainResult(model, history, sum(record.seconds for record in history))
+    return TrainResult(
+        model, history, sum(record.seconds for record in history), kept_epoch(history, recipe)
+    )

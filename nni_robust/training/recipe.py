@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
-from nni_robust.config import Ratio, strict
+from nni_robust.config import strict
 from nni_robust.data.augment import CUTMIX, check_augment
-from nni_robust.errors import UserError, nearest
+from nni_robust.errors import UserError
+from nni_robust.training._recipe_parts import Distillation, TrainAttack, number, one_of
 from nni_robust.training.schedules import SCHEDULES, Schedule
 
 __all__ = ["Distillation", "Recipe", "TrainAttack"]
@@ -20,63 +20,6 @@ BETAS = {"trades": 6.0, "mart": 5.0}
 TAUGHT = ("rslad", "ard")
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainAttack:
-    """The PGD attack inside adversarial training.
-
-    Parameters
-    ----------
-    steps
-        Gradient steps.
-    step_size
-        Length of a step in pixel units, may be written ``"2/255"``; None is eps/4 (with replays,
-        eps; with the loss ``"fast"``, 1.25 eps).
-    random_start
-        Start from a uniformly random point of the ball. Always so for TRADES, whose inner loss has
-        no gradient at the clean picture.
-    bn_mode
-        Batch normalisation during the attack: ``"eval"`` uses the running statistics; ``"train"``
-        those of the batch, as the seeds' repositories do (for comparisons with them). Running
-        statistics do not change in either.
-    """
-
-    steps: int = 10
-    step_size: Ratio | None = None
-    random_start: bool = True
-    bn_mode: Literal["eval", "train"] = "eval"
-
-    __pydantic_config__ = strict
-
-    def __post_init__(self) -> None:
-        _number("attack.steps", self.steps, 1, whole=True)
-        if self.step_size is not None:
-            _number("attack.step_size", self.step_size, 0, above=True)
-        _one_of("attack.bn_mode", self.bn_mode, ("eval", "train"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-    """What the teacher's opinion counts.
-
-    Parameters
-    ----------
-    weight
-        Weight of the term; with the loss ``"ard"`` its alpha, at most 1.
-    temperature
-        Logits are divided by it before the softmax; the term is multiplied by its square, so that
-        gradients keep their size.
-    """
-
-    weight: float = 0.5
-    temperature: float = 4.0
-
-    __pydantic_config__ = strict
-
-    def __post_init__(self) -> None:
-        _number("distillation.weight", self.weight, 0, above=True)
-        _number("distillation.temperature", self.temperature, 0, above=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +91,14 @@ class Recipe:
         accuracy only.
     validation_limit
         Use only that many search-validation pictures for it; None is all.
+    keep
+        Whose weights the training ends with: ``"last"``, those of the last epoch; ``"best"``, those
+        of the epoch with the highest robust accuracy on the search-validation pictures (of equals
+        the first), against robust overfitting. The default is ``"last"``: so the published recipes
+        mean it, and a candidate scored on the same pictures is not chosen on them before.
+    patience
+        With ``"best"``: stop after so many epochs in a row (clean ones do not count) without a
+        better one; None trains to the end.
     checkpoint_steps
         Also write a checkpoint every so many steps; None is once per epoch.
 
@@ -190,45 +141,48 @@ class Recipe:
     attack: TrainAttack = dataclasses.field(default_factory=TrainAttack)
     validation_attack: str | dict[str, Any] | None = "pgd10"
     validation_limit: int | None = None
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
     checkpoint_steps: int | None = None
 
     __pydantic_config__ = strict
 
     def __post_init__(self) -> None:
-        _number("epochs", self.epochs, 0, whole=True)
-        _number("batch_size", self.batch_size, 1, whole=True)
-        _number("replays", self.replays, 1, whole=True)
-        _number("clean_epochs", self.clean_epochs, 0, whole=True)
-        for key in ("validation_limit", "checkpoint_steps"):
+        number("epochs", self.epochs, 0, whole=True)
+        number("batch_size", self.batch_size, 1, whole=True)
+        number("replays", self.replays, 1, whole=True)
+        number("clean_epochs", self.clean_epochs, 0, whole=True)
+        for key in ("validation_limit", "patience", "checkpoint_steps"):
             if getattr(self, key) is not None:
-                _number(key, getattr(self, key), 1, whole=True)
+                number(key, getattr(self, key), 1, whole=True)
         if self.beta is not None:
-            _number("beta", self.beta, 0)
+            number("beta", self.beta, 0)
         for key in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "momentum"):
-            _number(key, getattr(self, key), 0)
+            number(key, getattr(self, key), 0)
         for key in ("lr", "gamma"):
-            _number(key, getattr(self, key), 0, above=True)
+            number(key, getattr(self, key), 0, above=True)
         if self.grad_clip is not None:
-            _number("grad_clip", self.grad_clip, 0, above=True)
+            number("grad_clip", self.grad_clip, 0, above=True)
         if self.averaging is not None:
-            _number("averaging", self.averaging, 0, above=True)
+            number("averaging", self.averaging, 0, above=True)
             if self.averaging >= 1:
                 raise UserError(f"averaging: {self.averaging!r} is not allowed; a decay < 1 is")
         for key in ("label_smoothing", "cutmix_probability"):
-            _number(key, getattr(self, key), 0)
+            number(key, getattr(self, key), 0)
             if getattr(self, key) > 1 or self.label_smoothing == 1:
                 raise UserError(
                     f"{key}: {getattr(self, key)!r} is not allowed; a share "
                     f"{'< 1' if key == 'label_smoothing' else '<= 1'} is"
                 )
         if self.devices != "auto":
-            _number("devices", self.devices, 1, whole=True)
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("optimizer", self.optimizer, ("sgd",))
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("schedule_unit", self.schedule_unit, ("step", "epoch"))
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("strategy", self.strategy, STRATEGIES)
+            number("devices", self.devices, 1, whole=True)
+        one_of("loss", self.loss, LOSSES)
+        one_of("optimizer", self.optimizer, ("sgd",))
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("schedule_unit", self.schedule_unit, ("step", "epoch"))
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("strategy", self.strategy, STRATEGIES)
+        one_of("keep", self.keep, ("last", "best"))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -271,6 +225,12 @@ class Recipe:
                 f"attack.steps: {self.attack.steps} is not allowed with replays; 1 is, for each "
                 "replay is one step"
             )
+        if self.keep == "best" and self.validation_attack is None:
+            raise UserError(
+                "keep: 'best' is not allowed without validation_attack, which measures it"
+            )
+        if self.patience is not None and self.keep != "best":
+            raise UserError("patience is not allowed with keep: 'last'; it is with keep: 'best'")
         self._check_loss()
 
     def _check_loss(self) -> None:
@@ -339,21 +299,4 @@ class Recipe:
             min_lr=self.min_lr,
             milestones=self.milestones,
             gamma=self.gamma,
-        )
-
-
-def _number(key: str, value: Any, low: int, *, above: bool = False, whole: bool = False) -> None:
-    kind = "whole number" if whole else "finite number"
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or value < low or (above and value == low):
-        raise UserError(
-            f"{key}: {value!r} is not allowed; a {kind} {'>' if above else '>='} {low} is"
-        )
-
-
-def _one_of(key: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise UserError(
-            f"{key}: {value!r} is not allowed{nearest(str(value), allowed)} "
-            f"(allowed: {', '.join(allowed)})"
         )

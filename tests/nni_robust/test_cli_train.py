@@ -53,7 +53,8 @@ def test_train_leaves_an_architecture_that_evaluate_takes(
     outcome: dict[str, Any] = json.loads(captured.out)
     assert [record["epoch"] for record in outcome["history"]] == [1, 2]
     assert "epoch 2/2  loss " in captured.err
-    assert json.loads((files / "run/result.json").read_text())["history"] == outcome["history"]
+    lines = (files / "run/log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == outcome["history"]
 
     trained = load_architecture(files / "run/architecture.yaml")
     assert trained.trained

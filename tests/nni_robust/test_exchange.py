@@ -228,8 +228,9 @@ def test_a_training_s_record_goes_into_the_card(
     assert "40 test pictures of digits" in text
     assert f"| fgsm@0.1 | {found['metrics']['fgsm@0.1']:.2%} |" in text
     results = json.loads((out / "results.json").read_text())
-    record = json.loads((run / "result.json").read_text())
-    assert results["training"]["history"] == record["history"]
+    curve = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert len(curve) == 1
+    assert results["training"]["history"] == curve
     # What is exported again keeps its records.
     assert main(["export", str(out), "--to", str(tmp_path / "again")]) == 0
     assert json.loads((tmp_path / "again/results.json").read_text()) == results

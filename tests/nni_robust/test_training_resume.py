@@ -22,6 +22,9 @@ from nni_robust.training import Recipe, TrainAttack, _checkpoint, train
 
 THREAT = ThreatModel(eps=0.1)
 
+#: What a finished training leaves.
+FILES = ["log.csv", "log.jsonl", "result.json", "weights.safetensors"]
+
 
 def splits() -> DataSplits:
     random = torch.Generator().manual_seed(0)
@@ -165,7 +168,7 @@ def test_on_epoch_is_called_for_new_epochs_only(tmp_path):
 def test_a_finished_folder_gives_its_result_at_once(tmp_path):
     first = train(network(), splits(), recipe(), THREAT, folder=tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["result.json", "weights.safetensors"]
+    assert names == FILES
 
     class Never:
         def before_batch(self, model, generator):
@@ -279,14 +282,15 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "save_file", torn)
     with pytest.raises(OSError, match="No space"):
         train(network(), splits(), recipe(), THREAT, folder=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+    assert not list(tmp_path.glob(".*.tmp"))
     assert same(whole, train(network(), splits(), recipe(), THREAT, folder=tmp_path))
 
 
 def test_left_over_temporary_files_are_removed(tmp_path):
     (tmp_path / ".checkpoint-000000004.safetensors.123.tmp").touch()
     train(network(), splits(), recipe(epochs=1, warmup_epochs=0), THREAT, folder=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "weights.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
 LONG = recipe(epochs=24)
@@ -327,7 +331,8 @@ def test_killed_by_the_system(tmp_path, how, long_training):
     assert not (tmp_path / "result.json").exists()
     resumed = train(network(), splits(), LONG, THREAT, folder=tmp_path, hook=Switch())
     assert same(long_training, resumed)
-    assert len(json.loads((tmp_path / "result.json").read_text())["history"]) == LONG.epochs
+    assert json.loads((tmp_path / "result.json").read_text())["kept_epoch"] == LONG.epochs
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == LONG.epochs
 
 
 @pytest.mark.slow
