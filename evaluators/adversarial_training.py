@@ -25,7 +25,6 @@ from nni_robust.config import as_mapping, parse
 from nni_robust.cost import measure_cost
 from nni_robust.data import DataSplits, Images, load_task
 from nni_robust.errors import UserError
-from nni_robust.evaluation import eps_curve
 from nni_robust.reliability import check_training
 from nni_robust.task import Task
 from nni_robust.teacher import source_key
@@ -33,6 +32,7 @@ from nni_robust.training import Recipe, recalibrate_bn, train
 from nni_robust.training.weights import save_weights
 from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
 
+from ._curves import EXAMPLES, measure_curves, save_examples
 from ._network import fresh, from_supernet, from_teacher, the_teacher
 from ._scoring import Score, attack_score, spectrum_score
 
@@ -80,6 +80,10 @@ class AdversarialTraining(StoredEvaluator):
         ``"validation"`` for a search; ``"test"`` only for the final networks, after the search.
     eps_values
         Strengths of an accuracy-versus-eps curve, in pixel units; empty for none.
+    steps
+        Numbers of steps of an accuracy-versus-steps curve of PGD; empty for none.
+    examples
+        Attacked pictures to keep for the report, by the last of the attacks; 0 for none.
     fsp
         Measure the FSP distance of each cell, and the accuracies that go with it, on that many
         validation pictures; None is off. It is measured on the weights that a network inherits,
@@ -123,6 +127,8 @@ class AdversarialTraining(StoredEvaluator):
         phase: str = "candidate",
         split: str = "validation",
         eps_values: Sequence[float] = (),
+        steps: Sequence[int] = (),
+        examples: int = 0,
         fsp: int | None = None,
         teacher: str | None = None,
         inherit: str | None = None,
@@ -144,6 +150,7 @@ class AdversarialTraining(StoredEvaluator):
         self.score_limit, self.recalibrate_batches = score_limit, recalibrate_batches
         self.seed, self.store, self.supernet = seed, store, supernet
         self.phase, self.split, self.eps_values = phase, split, list(eps_values)
+        self.steps, self.examples = list(steps), examples
         self.teacher, self.inherit = teacher, inherit
         self.inherit_options = dict(inherit_options or {})
         self.tutors = None if tutors is None else dict(tutors)
@@ -215,6 +222,9 @@ class AdversarialTraining(StoredEvaluator):
             "phase": self.phase,
             "split": self.split,
             "eps_values": self.eps_values,
+            # What candidates have none of stays out: their keys are those of earlier versions.
+            **({"steps": self.steps} if self.steps else {}),
+            **({"examples": self.examples} if self.examples else {}),
             "fsp": self.fsp,
             "teacher": self.teacher,
             "inherit": self.inherit,
@@ -301,18 +311,27 @@ class AdversarialTraining(StoredEvaluator):
         }
         if fsp is not None:
             record["fsp"] = fsp
-        if self.eps_values:
-            curve = eps_curve(
-                network,
-                pictures,
-                self.eps_values,
-                norm=self.task.threat.norm,
-                limit=self.score_limit,
-                seed=self.seed,
-            )
-            record["eps_curve"] = [list(point) for point in curve]
+        record |= measure_curves(
+            network,
+            pictures,
+            self.task.threat,
+            eps_values=self.eps_values,
+            steps=self.steps,
+            limit=self.score_limit,
+            seed=self.seed,
+        )
         if folder is not None:
             save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
+            if self.examples and self.attacks:
+                save_examples(
+                    network,
+                    pictures,
+                    self.attacks[-1],
+                    self.task.threat,
+                    folder / EXAMPLES,
+                    number=self.examples,
+                    seed=self.seed,
+                )
         return record
 
     @property

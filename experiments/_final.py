@@ -119,6 +119,8 @@ def finish(
         "score_limit": final.limit,
         "supernet": None,
         "eps_values": sorted({round(eps * f, 10) for f in final.eps_factors if eps * f <= 1}),
+        **({"steps": final.steps} if final.steps else {}),
+        **({"examples": final.examples} if final.examples else {}),
         **({"inherit": None, "inherit_options": None} if _inherits(space.evaluator) else {}),
         **learned,
     }
@@ -167,6 +169,8 @@ def finish(
                 "pictures": record["pictures"],
                 "reliability": record.get("reliability"),
                 "eps_curve": record.get("eps_curve", []),
+                "steps_curve": record.get("steps_curve", []),
+                "examples": _copy_examples(store.folder(key), run, label),
                 "history": record["history"],
                 "note": note,
             }
@@ -174,6 +178,17 @@ def finish(
     outcome = {"threat": as_mapping(experiment.task.threat), "split": "test", "networks": networks}
     write_json(run / "final.json", outcome)
     return outcome
+
+
+def _copy_examples(trial: Path, run: Path, label: str) -> list[str]:
+    """The trial's attacked pictures into the run folder; their files, relative to it."""
+    kept = []
+    for source in sorted((trial / "examples").glob("*.safetensors")):
+        target = run / "examples" / label / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        kept.append(target.relative_to(run).as_posix())
+    return kept
 
 
 def _inherits(evaluator: Any) -> bool:

@@ -56,6 +56,11 @@ class Final:
         Test pictures used; None is all.
     eps_factors
         Strengths of the accuracy-versus-eps curve, as multiples of the task's eps.
+    steps
+        Numbers of steps of PGD for the accuracy-versus-steps curve; empty for none.
+    examples
+        Attacked test pictures that each final network keeps for the report, by the last of the
+        attacks; 0 for none.
     rivals
         ``random``: a random architecture of equal budget (nearest in MACs among `rival_draws`),
         same recipe. ``undefended``: the winner trained on clean pictures.
@@ -69,12 +74,23 @@ class Final:
     eps_factors: list[float] = dataclasses.field(
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
     )
+    steps: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    examples: int = 8
     rivals: list[Literal["random", "undefended"]] = dataclasses.field(
         default_factory=lambda: ["random", "undefended"]
     )
     rival_draws: int = 100
 
     __pydantic_config__ = strict
+
+    def __post_init__(self) -> None:
+        for number in self.steps:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"final.steps: {number!r} is not allowed; whole numbers >= 1 are")
+        if isinstance(self.examples, bool) or self.examples < 0:
+            raise UserError(
+                f"final.examples: {self.examples!r} is not allowed; a whole number >= 0 is"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +319,7 @@ def _task(value: Any) -> Task:
 _GIVEN: dict[str, tuple[str, ...]] = {
     "space": ("num_classes",),
     "strategy": (),
-    "evaluator": ("task", "store", "supernet", "phase", "split", "eps_values"),
+    "evaluator": ("task", "store", "supernet", "phase", "split", "eps_values", "steps", "examples"),
 }
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from nni_robust.report import _format as fmt
-from nni_robust.report._run import Record, Run, is_ok, metric, strongest_attack
+from nni_robust.report._choices import plot_choices
+from nni_robust.report._examples import Examples, describe, plot_examples, read_run_examples
+from nni_robust.report._fronts import Candidates, plot_pareto
+from nni_robust.report._run import Record, Run, is_chosen, is_ok, metric, strongest_attack
 from nni_robust.report._svg import inline_svg
 from nni_robust.report.drawing import draw_cells
 from nni_robust.report.plots import (
-    Highlight,
     plot_eps_curves,
     plot_scores,
-    plot_tradeoff,
+    plot_steps_curves,
     plot_training,
 )
 from nni_robust.report.tables import network_title
@@ -24,11 +27,21 @@ from nni_robust.threat import ThreatModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["is_chosen", "make_figures"]
+__all__ = [
+    "curve_figures",
+    "curve_points",
+    "example_figures",
+    "histories",
+    "inline",
+    "make_figures",
+    "pareto_group",
+]
 
 
-def is_chosen(record: Record, best: Mapping[str, Any] | None) -> bool:
-    return best is not None and bool(best["sample"]) and record.get("sample") == best["sample"]
+def inline(name: str, figure: Figure, alt: str) -> Markup:
+    """A figure as markup of the page; its ids begin with ``fig-<name>-``."""
+    # Safe: matplotlib escapes the texts of its SVG, and inline_svg escapes the description.
+    return Markup(inline_svg(figure, f"fig-{name}", alt))
 
 
 def make_figures(run: Run, best: Mapping[str, Any] | None) -> dict[str, Markup]:
@@ -36,8 +49,7 @@ def make_figures(run: Run, best: Mapping[str, Any] | None) -> dict[str, Markup]:
     figures: dict[str, Markup] = {}
 
     def add(name: str, figure: Figure, alt: str) -> None:
-        # Safe: matplotlib escapes the texts of its SVG, and inline_svg escapes the description.
-        figures[name] = Markup(inline_svg(figure, f"fig-{name}", alt))
+        figures[name] = inline(name, figure, alt)
 
     if best and best["graphs"]:
         titles = ", ".join(graph.title for graph in best["graphs"])
@@ -50,67 +62,120 @@ def make_figures(run: Run, best: Mapping[str, Any] | None) -> dict[str, Markup]:
     good = [r for r in run.candidates if is_ok(r)]
     robust = strongest_attack(good, run.threat)
     if robust is not None:
-        kind = "macs" if any(metric(r, "macs") for r in good) else "params"
-        marks = [
-            Highlight(
-                "chosen", metric(r, kind) or 0.0, metric(r, robust) or 0.0, metric(r, "clean")
-            )
-            for r in good
-            if is_chosen(r, best)
-        ][:1]
-        figure = plot_tradeoff(
-            [metric(r, kind) for r in good],
-            [metric(r, robust) for r in good],
-            [metric(r, "clean") for r in good],
-            kind=kind,
-            attack=fmt.attack_name(robust),
-            highlights=marks,
-        )
         alt = (
-            "Two scatter plots of the candidates: robust accuracy against cost and against clean "
+            "Scatter plots of the candidates: robust accuracy against MACs, parameters and clean "
             "accuracy, with their Pareto fronts. The numbers are in the table of candidates."
         )
+        figure = plot_pareto({"": pareto_group(good, robust, best)}, attack=fmt.attack_name(robust))
         add("tradeoff", figure, alt)
     if run.candidates:
         scores = [
-            (int(r.get("index", i)), metric(r, "default") if is_ok(r) else None)
+            (int(fmt.number(r.get("index")) or i), metric(r, "default") if is_ok(r) else None)
             for i, r in enumerate(run.candidates)
         ]
         alt = "Score of each candidate in the order of the trials, with the best so far."
         add("scores", plot_scores(scores), alt)
+    scored = [
+        (r["sample"], value)
+        for r in good
+        if isinstance(r.get("sample"), Mapping) and (value := metric(r, "default")) is not None
+    ]
+    chosen = best["sample"] if best else None
+    choices = plot_choices([s for s, _ in scored], [value for _, value in scored], chosen)
+    if choices is not None:
+        alt = "Share of the best quarter of the candidates that takes each option of each choice."
+        add("choices", choices, alt)
 
-    curves = {}
-    for network in run.networks:
-        points = _curve(network.get("eps_curve"))
-        if points:
-            curves[network_title(str(network.get("label")))] = points
-    if curves:
-        threat = run.threat or ThreatModel(eps=0)
-        figure = plot_eps_curves(curves, norm=threat.norm, eps=threat.eps or None)
-        add("eps", figure, f"Accuracy against eps for {', '.join(curves)}.")
-
-    # The final networks come first, so that they have the colours of the eps curves.
-    histories = {network_title(str(n.get("label"))): n.get("history") for n in run.networks}
-    for record in run.supernets:
-        name = "supernet" if len(run.supernets) == 1 else f"supernet {record.get('index', '')}"
-        histories[name] = record.get("history")
-    trained = {
-        name: [epoch for epoch in history if isinstance(epoch, Mapping)]
-        for name, history in histories.items()
-        if isinstance(history, Sequence) and history
-    }
+    figures |= curve_figures(
+        [(network_title(str(n.get("label"))), n) for n in run.networks], run.threat
+    )
+    trained = histories(
+        # The final networks come first, so that they have the colours of the eps curves.
+        [(network_title(str(n.get("label"))), n) for n in run.networks]
+        + [
+            ("supernet" if len(run.supernets) == 1 else f"supernet {r.get('index', '')}", r)
+            for r in run.supernets
+        ]
+    )
     if trained:
         alt = f"Loss, clean and robust accuracy over the epochs of {', '.join(trained)}."
         add("training", plot_training(trained), alt)
     return figures
 
 
-def _curve(points: Any) -> list[tuple[float, float | None]]:
-    """Points (eps, accuracy) of a record; entries of another form are left out."""
+def pareto_group(
+    records: Sequence[Record], robust: str, best: Mapping[str, Any] | None
+) -> Candidates:
+    """Candidates with metrics, as the figure of the fronts wants them."""
+    chosen = [i for i, r in enumerate(records) if is_chosen(r, best)]
+    return Candidates(
+        robust=[metric(r, robust) for r in records],
+        clean=[metric(r, "clean") for r in records],
+        macs=[metric(r, "macs") for r in records],
+        params=[metric(r, "params") for r in records],
+        chosen=chosen[0] if chosen else None,
+    )
+
+
+def curve_figures(
+    networks: Sequence[tuple[str, Record]], threat: ThreatModel | None
+) -> dict[str, Markup]:
+    """Accuracy by eps and by steps, of networks by their names; what is not known is left out."""
+    figures = {}
+    threat = threat or ThreatModel(eps=0)
+    by_eps = {name: p for name, n in networks if (p := curve_points(n.get("eps_curve")))}
+    if by_eps:
+        figure = plot_eps_curves(by_eps, norm=threat.norm, eps=threat.eps or None)
+        figures["eps"] = inline("eps", figure, f"Accuracy against eps for {', '.join(by_eps)}.")
+    by_steps = {
+        name: points
+        for name, n in networks
+        if (points := [p for p in curve_points(n.get("steps_curve")) if p[0] >= 1])
+    }
+    if by_steps:
+        figure = plot_steps_curves(by_steps, eps=threat.eps or None)
+        alt = f"Accuracy against the number of attack steps for {', '.join(by_steps)}."
+        figures["steps"] = inline("steps", figure, alt)
+    return figures
+
+
+def histories(named: Iterable[tuple[str, Record]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Epoch records by name, where there are any."""
+    found = {}
+    for name, record in named:
+        history = record.get("history")
+        epochs = [e for e in history if isinstance(e, Mapping)] if isinstance(history, list) else []
+        if epochs:
+            found[name] = epochs
+    return found
+
+
+def curve_points(points: Any) -> list[tuple[float, float | None]]:
+    """Points (eps or steps, accuracy) of a record; entries of another form are left out."""
     return [
-        (eps, fmt.number(point[1]))
+        (x, fmt.number(point[1]))
         for point in (points if isinstance(points, Sequence) else ())
         if isinstance(point, Sequence)
         and len(point) == 2
-        and (eps := fmt.number(point[0])) is not None
+        and (x := fmt.number(point[0])) is not None
     ]
+
+
+def example_figures(run: Path) -> tuple[list[tuple[str, Markup]], list[str]]:
+    """Attacked pictures of a run: (attack, figure) pairs, and sentences about bad files."""
+    found, problems = read_run_examples(run)
+    drawn = []
+    for attack, networks in found.items():
+        for group in _same_pictures({network_title(k): v for k, v in networks.items()}):
+            figure = inline(f"examples-{len(drawn)}", plot_examples(group), describe(group))
+            drawn.append((fmt.attack_name(attack) if attack else "an attack", figure))
+    return drawn, problems
+
+
+def _same_pictures(networks: Mapping[str, Examples]) -> list[dict[str, Examples]]:
+    """The networks in groups whose examples are of the same pictures."""
+    groups: dict[tuple[Any, ...], dict[str, Examples]] = {}
+    for name, examples in networks.items():
+        key = (examples.clean.shape, tuple(examples.index.tolist()))
+        groups.setdefault(key, {})[name] = examples
+    return list(groups.values())

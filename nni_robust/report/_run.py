@@ -17,6 +17,7 @@ __all__ = [
     "Record",
     "Run",
     "attack_keys",
+    "is_chosen",
     "is_ok",
     "metric",
     "read_run",
@@ -150,6 +151,11 @@ def _settled(records: Sequence[Any]) -> list[Record]:
 def is_ok(record: Record) -> bool:
     """True for a trial that ended with metrics."""
     return record.get("status", "ok") == "ok" and isinstance(record.get("metrics"), Mapping)
+
+
+def is_chosen(record: Record, best: Mapping[str, Any] | None) -> bool:
+    """Whether a candidate is the best architecture (facts of it, with its ``sample``)."""
+    return best is not None and bool(best["sample"]) and record.get("sample") == best["sample"]
 
 
 def metric(record: Record, key: str) -> float | None:

@@ -6,14 +6,28 @@ marker, a line style or a label always says the same.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
-__all__ = ["GREY", "INK", "PALETTE", "SERIES", "decorate", "figure", "plain"]
+__all__ = [
+    "GREY",
+    "INK",
+    "PALETTE",
+    "SERIES",
+    "decorate",
+    "figure",
+    "numbers",
+    "plain",
+    "series",
+]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 VERMILLION, SKY = "#D55E00", "#56B4E9"
@@ -37,6 +51,24 @@ SERIES: tuple[tuple[str, str, Any], ...] = (
     (SKY, "P", (0, (8, 2))),
     (INK, "X", (0, (2, 2))),
 )
+
+
+#: Colours that are too pale on white to stand alone: their symbols get a dark edge.
+_PALE = (ORANGE, SKY)
+
+
+def series(number: int) -> dict[str, Any]:
+    """How series `number` of a plot is drawn, as arguments of ``Axes.plot``."""
+    colour, marker, style = SERIES[number % len(SERIES)]
+    edge = INK if colour in _PALE else colour
+    return {"color": colour, "marker": marker, "linestyle": style, "markeredgecolor": edge}
+
+
+def numbers(values: Sequence[float | None], scale: float = 1.0) -> NDArray[np.float64]:
+    """Floats with NaN for what is missing or not finite."""
+    array = np.array([math.nan if v is None else float(v) for v in values], dtype=float) * scale
+    array[~np.isfinite(array)] = math.nan
+    return array
 
 
 def figure(width: float, height: float) -> Figure:

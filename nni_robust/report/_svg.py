@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["inline_svg"]
 
+#: Figures up to this width (pixels) are scaled down on a narrow screen; others can be scrolled.
+_SMALL = 560
 _DROP = (
     re.compile(r"^.*?(?=<svg)", re.DOTALL),  # XML declaration and document type
     re.compile(r"<metadata>.*?</metadata>", re.DOTALL),
@@ -51,7 +53,8 @@ def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     box = re.search(r'viewBox="[^"]*"', svg)
     head = (
-        f'<svg class="plot" role="img" aria-labelledby="{prefix}-title" {box[0] if box else ""} '
+        f'<svg class="{"plot small" if width <= _SMALL else "plot"}" role="img" '
+        f'aria-labelledby="{prefix}-title" {box[0] if box else ""} '
         f'style="width:{width}px" width="{width}" height="{height}">'
         f'<title id="{prefix}-title">{escape(alt)}</title>'
     )

@@ -141,18 +141,21 @@ def to_csv(records: Iterable[Record]) -> str:
     Parameters
     ----------
     records
-        Records of ``candidates.jsonl``. Codes of several cells and samples are written as JSON.
+        Records of ``candidates.jsonl``. Codes of several cells and samples are written as JSON;
+        records of several runs have their run's name at ``run``.
     """
     rows = list(records)
-    fixed = ("phase", "index", "key", "trial", "status", "code")
+    several = ("run",) if any("run" in row for row in rows) else ()
+    fixed = (*several, "phase", "index", "key", "trial", "status", "code")
     metrics: dict[str, None] = {}
     for row in rows:
-        metrics.update(dict.fromkeys(row.get("metrics") or ()))
+        if isinstance(row.get("metrics"), Mapping):
+            metrics.update(dict.fromkeys(row["metrics"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*fixed, *metrics, "sample", "error"])
     for row in rows:
-        values = row.get("metrics") or {}
+        values = row["metrics"] if isinstance(row.get("metrics"), Mapping) else {}
         writer.writerow(
             [
                 *(_cell(row.get(key)) for key in fixed),

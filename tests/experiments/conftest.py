@@ -49,6 +49,8 @@ TINY: dict[str, Any] = {
         "train": _TRAINING,
         "attacks": ["fgsm"],
         "eps_factors": [0, 1],
+        "steps": [1, 3],
+        "examples": 3,
         "rival_draws": 5,
     },
     "nni": {"engine": "sequential"},

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nni_robust import evaluate, load_architecture
 from nni_robust.cost import measure_cost
 from nni_robust.data import load_task
 from nni_robust.errors import UserError
+from nni_robust.evaluation import steps_curve
 from nni_robust.experiments import load_experiment, run_experiment
+from nni_robust.report import read_examples
 from nni_robust.store import read_json, read_records
 
 Write = Callable[..., str]
@@ -29,6 +32,24 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def check_examples(run: Path, networks: dict[str, Any], best: torch.nn.Module) -> None:
+    """Each network keeps three attacked test pictures, the same ones, with what it says of them."""
+    assert all(n["examples"] == [f"examples/{k}/fgsm_0.1.safetensors"] for k, n in networks.items())
+    found = [read_examples(run / n["examples"][0]) for n in networks.values()]
+    for examples in found:
+        assert examples.index.tolist() == [0, 16, 31]  # of 32 test pictures, at equal distances
+        assert examples.attack == "fgsm@0.1"
+        assert examples.classes == tuple("0123456789")
+        change = abs(examples.adversarial - examples.clean)
+        assert 0 < change.max() <= 0.1 + 1e-6
+        assert (examples.clean == found[0].clean).all()
+    for pictures, said in (
+        (found[0].clean, found[0].predicted_clean),
+        (found[0].adversarial, found[0].predicted_adversarial),
+    ):
+        assert best(torch.from_numpy(pictures)).argmax(1).tolist() == said.tolist()
 
 
 def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: Path) -> None:
@@ -62,6 +83,9 @@ def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: P
     cost = measure_cost(network, (3, 8, 8))
     assert (cost.params, cost.macs) == (shown["params"], shown["macs"])
     assert networks["best"]["eps_curve"][0] == [0.0, shown["clean"]]
+    steps = steps_curve(network, load_task(task, test=True).test, [1, 3], threat=task.threat)
+    assert networks["best"]["steps_curve"] == [list(point) for point in steps]
+    check_examples(run, networks, network)
     assert networks["random"]["architecture"] == "random.yaml"
     assert load_architecture(str(run / "random.yaml")).sample != winner.sample
     assert (run / "report.html").stat().st_size > 10_000

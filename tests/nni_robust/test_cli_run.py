@@ -66,8 +66,17 @@ def test_report_of_a_run_that_has_only_begun(
         state = {"name": "quickstart", "status": "running", "nni": [], "seconds": 1.0}
         run.joinpath("run.json").write_text(json.dumps(state))
         runs.append(str(run))
+    reports = [f"{run}/report.html" for run in runs]
     assert main(["report", *runs]) == 0
-    assert capsys.readouterr().out.split() == [f"{run}/report.html" for run in runs]
+    assert capsys.readouterr().out.split() == [*reports, str(inside.resolve() / "comparison.html")]
+    out = str(inside / "two.html")
+    assert main(["report", *runs, "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"reports": reports, "comparison": out}
+    assert "<html" in Path(out).read_text(encoding="utf-8")
+    assert main(["report", runs[0], runs[0]]) == 2
+    assert f"run folder '{runs[0]}' is given twice" in capsys.readouterr().err
+    assert main(["report", runs[0], "--out", str(inside / "one.html")]) == 0
+    assert capsys.readouterr().out.split() == [str(inside / "one.html")]
     assert main(["report", runs[0], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"reports": [f"{runs[0]}/report.html"]}
     assert "<html" in Path(runs[0], "report.html").read_text(encoding="utf-8")

@@ -8,8 +8,6 @@ import io
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -20,13 +18,13 @@ from nni_robust.report import build_report
 
 HOSTILE = '<script>alert("x")</script>'
 
-#: (index, MACs, robust, clean, on the front of MACs and robust accuracy); 5 fails.
+#: (index, MACs, robust, clean, fronts that it is on by hand); 5 fails. All have equal parameters.
 CANDIDATES = [
-    (1, 2_000_000, 0.50, 0.80, True),
-    (2, 3_000_000, 0.45, 0.90, False),
-    (3, 4_123_456, 0.625, 0.85, True),
-    (4, 1_000_000, 0.30, 0.70, True),
-    (6, 4_123_456, 0.60, 0.95, False),
+    (1, 2_000_000, 0.50, 0.80, "M3"),
+    (2, 3_000_000, 0.45, 0.90, "3"),
+    (3, 4_123_456, 0.625, 0.85, "MPC3"),
+    (4, 1_000_000, 0.30, 0.70, "M3"),
+    (6, 4_123_456, 0.60, 0.95, "C3"),
 ]
 CODES = {
     1: "33123210120232",
@@ -198,14 +196,16 @@ def test_every_candidate_has_its_row_best_first(page):
     rows = page.rows("candidates-table")
     assert [row[0] for row in rows] == ["3", "6", "1", "2", "4", "5"]
     assert rows[0][1:] == [
-        CODES[3], "front", "62.5", "85.0", "62.5", "4.36 M", "4.12 M", "6.5 s",
+        CODES[3], "front MPC3", "62.5", "85.0", "62.5", "4.36 M", "4.12 M", "6.5 s",
     ]  # fmt: skip
     assert rows[1][1] == " ".join(CODES[6])
     assert rows[-1][2:5] == ["failed", "–", "–"]
     sorts = {cell["text"]: cell["aria-sort"] for cell in page.tables["candidates-table"][0]}
     assert {text for text, sort in sorts.items() if sort != "none"} == {"score%"}
-    marked = {row[0] for row in rows if "front" in row[2]}
-    assert marked == {str(index) for index, *_, front in CANDIDATES if front}
+    marked = {row[0]: row[2] for row in rows if "front" in row[2]}
+    assert marked == {str(index): f"front {fronts}" for index, *_, fronts in CANDIDATES}
+    assert page.says("Fronts: M of robust accuracy and MACs; P of")
+    assert page.says("trial 5: loss is not finite")
 
 
 def test_counts_are_there_in_full(page):
@@ -286,8 +286,8 @@ def test_the_page_needs_nothing_from_outside(finished, page):
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "action", "poster", "srcset"):
-                assert value.startswith(("#", "data:text/csv")), (tag, name, value)
-        assert tag not in ("link", "iframe", "object", "embed", "img", "base")
+                assert value.startswith(("#", "data:text/csv", "data:,", "data:image/png")), name
+        assert tag not in ("iframe", "object", "embed", "img", "base")
     assert "@import" not in finished.read_text(encoding="utf-8")
 
 
@@ -390,34 +390,3 @@ def test_unwritable_target(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write the report"):
         build_report(folder, tmp_path / "file" / "report.html")
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_sorting_in_a_real_browser(finished, tmp_path):
-    """Clicks on headings; the dumped document has the rows in the new order."""
-    clicks = {"MACs": 1, "trial": 2, "architecture": 1}
-    orders = {}
-    for heading, times in clicks.items():
-        script = (
-            "<script>for (const b of document.querySelectorAll('#candidates-table th button'))"
-            f"if (b.textContent.startsWith('{heading}')) {{ {'b.click();' * times} }}"
-            "</script></body>"
-        )
-        changed = tmp_path / "clicked.html"
-        changed.write_text(
-            finished.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8"
-        )
-        command = [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-        ]  # fmt: skip
-        done = subprocess.run(
-            [*command, changed.as_uri()], capture_output=True, text=True, timeout=120, check=True
-        )
-        dumped = tmp_path / "dumped.html"
-        dumped.write_text(done.stdout, encoding="utf-8")
-        orders[heading] = [row[0] for row in Page(dumped).rows("candidates-table")]
-    assert orders["MACs"] == ["3", "6", "2", "1", "4", "5"]  # largest first, failed last
-    assert orders["trial"] == ["1", "2", "3", "4", "5", "6"]
-    assert orders["architecture"][0] in ("4", "5")  # texts, ascending

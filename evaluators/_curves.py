@@ -1,0 +1,117 @@
+"""What is kept of a final network besides its score: two curves, and a few attacked pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nni_robust.attacks import attack_from_spec
+from nni_robust.data import Images
+from nni_robust.evaluation import eps_curve, steps_curve
+from nni_robust.threat import ThreatModel
+from nni_robust.training.weights import write_tensors
+
+__all__ = ["EXAMPLES", "measure_curves", "save_examples"]
+
+#: Folder of attacked pictures inside a trial's folder.
+EXAMPLES = "examples"
+
+
+def measure_curves(
+    network: nn.Module,
+    pictures: Images,
+    threat: ThreatModel,
+    *,
+    eps_values: Sequence[float],
+    steps: Sequence[int],
+    limit: int | None,
+    seed: int,
+) -> dict[str, list[list[float]]]:
+    """Accuracy by strength (PGD-20) and by number of steps (PGD), as a record keeps them.
+
+    Parameters
+    ----------
+    eps_values
+        Radii in pixel units; empty leaves that curve out.
+    steps
+        Numbers of steps; empty leaves that curve out.
+    limit
+        Pictures used; None is all.
+    """
+    record: dict[str, list[list[float]]] = {}
+    if eps_values:
+        curve = eps_curve(network, pictures, eps_values, norm=threat.norm, limit=limit, seed=seed)
+        record["eps_curve"] = [list(point) for point in curve]
+    if steps:
+        found = steps_curve(network, pictures, steps, threat=threat, limit=limit, seed=seed)
+        record["steps_curve"] = [list(point) for point in found]
+    return record
+
+
+def save_examples(
+    network: nn.Module,
+    pictures: Images,
+    attack: Any,
+    threat: ThreatModel,
+    folder: Path,
+    *,
+    number: int,
+    seed: int,
+) -> Path:
+    """Attack a few pictures and keep them, for people to look at.
+
+    They lie at equal distances over the whole split, so that they are the same for every network
+    and nobody chose them; a split sorted by class still gives several classes.
+
+    Parameters
+    ----------
+    attack
+        Name or mapping.
+    folder
+        The file is ``<attack's key>.safetensors`` in it, ``/`` and ``@`` replaced by ``_``:
+        ``clean`` and ``adversarial`` ((N, C, H, W), float32, in [0, 1]), ``labels``,
+        ``predicted_clean``, ``predicted_adversarial`` and ``index`` ((N,), int64), and the texts
+        ``attack``, ``norm``, ``eps`` and ``classes`` (a list as JSON).
+    number
+        Pictures to keep.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    count = min(number, len(pictures))
+    index = torch.linspace(0, len(pictures) - 1, count).round().long()
+    device = next(network.parameters()).device
+    x, y = next(pictures.take(index).batches(count, device=device))
+    made = attack_from_spec(attack, threat)
+    was_training = network.training
+    network.eval()
+    try:
+        adversarial = made(network, x, y, seed=seed, index=index.to(device))
+        with torch.no_grad():
+            before, after = network(x).argmax(1), network(adversarial).argmax(1)
+    finally:
+        network.train(was_training)
+    tensors = {
+        "clean": x.float(),
+        "adversarial": adversarial.float(),
+        "labels": y,
+        "predicted_clean": before,
+        "predicted_adversarial": after,
+        "index": index,
+    }
+    path = folder / f"{made.key.replace('/', '_').replace('@', '_')}.safetensors"
+    texts = {
+        "attack": made.key,
+        "norm": made.threat.norm,
+        "eps": repr(float(made.threat.eps)),
+        "classes": json.dumps(list(pictures.class_names)),
+    }
+    write_tensors(path, {name: t.cpu().contiguous() for name, t in tensors.items()}, texts)
+    return path
