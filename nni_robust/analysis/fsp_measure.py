@@ -72,7 +72,8 @@ def fsp_record(
     if pictures < 1:
         raise UserError(f"pictures: {pictures!r} is not allowed; at least 1 is")
     taps = fsp_taps(model)
-    attack = attack_from_spec({"name": "pgd", **dataclasses.asdict(recipe.attack)}, threat)
+    exact = dataclasses.replace(recipe.attack, fold=False)
+    attack = attack_from_spec({"name": "pgd", **dataclasses.asdict(exact)}, threat)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     totals, right = [0.0] * len(taps), [0, 0]
     chosen = images.head(pictures)

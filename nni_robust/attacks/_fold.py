@@ -172,7 +172,8 @@ def _doubled(model: nn.Module) -> Iterator[None]:
     doubles: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            sources: Any = (module._parameters, module._buffers)
+            for tensors in sources:
                 for name, tensor in tensors.items():
                     if tensor is None or not tensor.is_floating_point():
                         continue

@@ -218,7 +218,7 @@ class _Search:
             for t, taps in zip(self.teachers, self.teacher_taps, strict=True)
         ]
         self.student = MapSession(self.network, self.taps, settings.maps)
-        self.objective = build_loss(self.recipe, threat)
+        self.objective = build_loss(self.recipe, threat, changing=True)
         self.logits = start_logits(relaxed.choices, self.device)
         self.tutors = TutorMatrix(
             len(self.taps),

@@ -30,12 +30,19 @@ class TrainAttack:
         Batch normalisation during the attack: ``"eval"`` uses the running statistics; ``"train"``
         those of the batch, as the seeds' repositories do (for comparisons with them). Running
         statistics do not change in either.
+    fold
+        Fold batch norms into the convolutions before them during the attack, where that is safe:
+        faster, and the same network up to rounding, which the sign of a gradient makes visible in
+        single pixels (docs/speed.md). ``"auto"`` does so for three steps or more of a fixed network
+        with running statistics in float32, and not in supernets, whose path would have to be looked
+        at in every batch.
     """
 
     steps: int = 10
     step_size: Ratio | None = None
     random_start: bool = True
     bn_mode: Literal["eval", "train"] = "eval"
+    fold: bool | Literal["auto"] = "auto"
 
     __pydantic_config__ = strict
 
@@ -44,6 +51,11 @@ class TrainAttack:
         if self.step_size is not None:
             number("attack.step_size", self.step_size, 0, above=True)
         one_of("attack.bn_mode", self.bn_mode, ("eval", "train"))
+        if self.fold is True and self.bn_mode == "train":
+            raise UserError(
+                "attack.fold: true is not allowed with attack.bn_mode 'train', which changes the "
+                "statistics; false or 'auto' is"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nni_robust.attacks import NonFiniteOutput, undisturbed
+from nni_robust.attacks._fold import whatever_rounds
 from nni_robust.data import DataSplits, derive_seed, generator
 from nni_robust.data.augment import CUTMIX
 from nni_robust.errors import UserError
@@ -169,7 +170,9 @@ class Run:
         oracle = None
         if self.teacher is not None:
             oracle = Oracle(self.teacher.to(self.fabric.device), self.fabric.autocast)
-        self.objective = build_loss(self.recipe, self.threat, oracle)
+        self.objective = build_loss(
+            self.recipe, self.threat, oracle, changing=self.hook is not None
+        )
         self.clean = clean_loss(self.recipe, oracle) if self.recipe.clean_epochs else None
         if self.wrap is not None:
             self.objective = self.wrap(self.objective, self.model, self.teacher)
@@ -241,7 +244,7 @@ class Run:
         self._seed_layers(derive_seed(self.seed, "layers", *place, rank))
         pictures: torch.Tensor | None
         try:
-            with self.fabric.autocast():
+            with self.fabric.autocast(), whatever_rounds():
                 attack_seed = derive_seed(self.seed, "attack", *place, rank)
                 pictures = objective.perturb(self.model, x, y, attack_seed)
         except NonFiniteOutput as e:

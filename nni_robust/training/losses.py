@@ -166,7 +166,13 @@ def boosted_cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(logits, y, reduction="none") - (rest - logits.logsumexp(1))
 
 
-def build_loss(recipe: Recipe, threat: ThreatModel, teacher: Oracle | None = None) -> RobustLoss:
+def build_loss(
+    recipe: Recipe,
+    threat: ThreatModel,
+    teacher: Oracle | None = None,
+    *,
+    changing: bool = False,
+) -> RobustLoss:
     """The loss that a recipe names, for the epochs after its clean ones.
 
     Parameters
@@ -175,7 +181,11 @@ def build_loss(recipe: Recipe, threat: ThreatModel, teacher: Oracle | None = Non
         See :func:`nni_robust.training.train`.
     teacher
         The teacher's logits, where the recipe needs any.
+    changing
+        The network is another one in every batch, as supernets are: folding "auto" is off.
     """
+    if changing and recipe.attack.fold == "auto":
+        recipe = dataclasses.replace(recipe, attack=dataclasses.replace(recipe.attack, fold=False))
     loss = _named_loss(recipe, threat, teacher)
     return loss if recipe.loss == "ard" else _with_teacher(loss, recipe, teacher)
 
