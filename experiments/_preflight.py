@@ -17,6 +17,7 @@ from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
 from nni_robust.sampling import draw_distinct
+from nni_robust.training import check_logs
 
 from ._trials import manager_ip, platform, serves_store, training_service, trial_interpreter
 from .schema import Experiment
@@ -64,6 +65,8 @@ def preflight(experiment: Experiment) -> DataSplits:
     if experiment.nni.engine == "ts":
         training_service(experiment)
         trial_interpreter(experiment)
+        if platform(experiment) == "local" and experiment.nni.trial_python is None:
+            check_logs(experiment.nni.log, "nni.log")
         if serves_store(experiment):
             manager_ip(experiment)
             check_port(experiment.nni.store_port, "store_port")

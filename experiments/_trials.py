@@ -134,6 +134,10 @@ def trial_environment(settings: Experiment) -> dict[str, str]:
     variables = _threads(settings)
     if serves_store(settings):
         variables[URL] = f"http://{manager_ip(settings)}:{settings.nni.store_port}"
+    if settings.nni.log:
+        from nni_robust.trial import LOG
+
+        variables[LOG] = ",".join(settings.nni.log)
     return variables
 
 

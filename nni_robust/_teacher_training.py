@@ -188,6 +188,7 @@ class TeacherTraining(StoredEvaluator):
             folder=None if folder is None else folder / "checkpoints",
             seed=self.teacher.seed,
             on_epoch=CurveReporter(),
+            logs=self.logs(folder),
         )
         if folder is not None:
             save_weights(result.model, folder / "weights.safetensors", {"phase": self.phase})

@@ -24,9 +24,12 @@ from nni_robust.nni_adapter.spaces import space_class
 from nni_robust.store import Store, content_key, open_store
 
 if TYPE_CHECKING:
-    from nni_robust.training import EpochRecord
+    from nni_robust.training import EpochRecord, TrainingLog
 
-__all__ = ["CurveReporter", "StoredEvaluator", "default_device", "report_epoch"]
+__all__ = ["LOG", "CurveReporter", "StoredEvaluator", "default_device", "report_epoch"]
+
+#: Environment variable of trials: names of logs that their trainings also write, with commas.
+LOG = "NNI_ROBUST_LOG"
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +96,25 @@ class StoredEvaluator(Evaluator):
             return None
         record = Store(self.store).result(self.key(model))
         return record["metrics"] if record else None
+
+    def logs(self, folder: Path | None) -> list[TrainingLog]:
+        """What ``$NNI_ROBUST_LOG`` asks for, for a training in `folder` (None: without a store).
+
+        All trainings of a run share one database of MLflow, beside the store.
+
+        Raises
+        ------
+        UserError
+            If a name is unknown, its package is not installed, or there is no place for it.
+        """
+        from nni_robust.training import open_logs
+
+        names = [name for name in os.environ.get(LOG, "").split(",") if name]
+        shared = None
+        if self.store is not None and Path(self.store).is_dir():
+            shared = Path(self.store).resolve().parent
+        title = self.phase if folder is None else f"{self.phase}-{folder.name}"
+        return open_logs(names, folder, shared=shared, title=title)
 
     def _execute(self, model: Any) -> dict[str, Any]:
         """NNI's entry: measure (or look up) and report."""

@@ -86,6 +86,7 @@ class SupernetTraining(StoredEvaluator):
             seed=self.seed,
             hook=PathSampler(mutables, self.uniform),
             on_epoch=CurveReporter(),
+            logs=self.logs(folder),
             validate=False,  # one path's accuracy says little; candidates are measured one by one
         )
         save_weights(result.model, folder / "weights.safetensors", {"phase": self.phase})

@@ -129,6 +129,7 @@ class WideSpectrumTraining(StoredEvaluator):
                 hook=walk,
                 on_epoch=lambda record: walk.finish(supernet),
                 validate=False,  # the searcher measures
+                logs=self.logs(folder),
             )
         walk.end(result.model)
         finalists = searcher.finalists(result.model)

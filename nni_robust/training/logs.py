@@ -7,6 +7,7 @@ TensorBoard and MLflow are written by Lightning's loggers, which need those pack
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_robust.errors import UserError, nearest
+from nni_robust.nni_adapter.tensorboard import trial_tensorboard
 from nni_robust.redaction import redact, redact_text
 from nni_robust.training._records import EpochRecord
 
@@ -31,6 +33,9 @@ _EXPERIMENT = "nni-robust"
 
 #: Tag of an MLflow run: the training that it belongs to, so that it continues in the same run.
 _TAG = "nni_robust.training"
+
+#: End of the names of our event files.
+_OURS = ".nni-robust"
 
 
 class TrainingLog:
@@ -66,9 +71,11 @@ class TrainingLog:
         if not history:
             return
         if self.logger is None:
-            self.logger, self.held = self.make(self.fresh)
+            logger, self.held = self.make(self.fresh)
             if not self.held:
-                self.logger.log_hyperparams(_flat(redact(settings)))
+                with contextlib.suppress(NotImplementedError):  # not all can keep settings
+                    logger.log_hyperparams(_flat(redact(settings)))
+            self.logger = logger
         for record in history:
             if record.epoch not in self.held:
                 self.logger.log_metrics(_values(record), step=record.epoch)
@@ -115,9 +122,10 @@ class _Given:
 
 
 class _TensorBoard:
-    """Event files in a folder; those of an earlier start are taken back and written again.
+    """Event files in a folder; those of an earlier start are written again.
 
-    ``purge_step`` is TensorBoard's own way to say so.
+    Not continued: TensorBoard orders files by whole seconds. ``purge_step`` tells one that is
+    running to forget what it has read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -126,16 +134,23 @@ class _TensorBoard:
     def __call__(self, fresh: bool) -> tuple[Logger, set[int]]:
         from lightning_fabric.loggers import TensorBoardLogger
 
+        for old in self.folder.glob(f"events.out.tfevents.*{_OURS}"):
+            old.unlink()
         return TensorBoardLogger(
-            self.folder, name="", version="", default_hp_metric=False, purge_step=0
+            self.folder,
+            name="",
+            version="",
+            default_hp_metric=False,
+            purge_step=0,
+            filename_suffix=_OURS,
         ), set()
 
 
 class _MLflow:
     """One run of MLflow for each training, found again by its tag."""
 
-    def __init__(self, uri: str, name: str) -> None:
-        self.uri, self.name = uri, name
+    def __init__(self, uri: str, training: str, title: str) -> None:
+        self.uri, self.training, self.title = uri, training, title
 
     def __call__(self, fresh: bool) -> tuple[Logger, set[int]]:
         from mlflow.tracking import MlflowClient
@@ -146,12 +161,12 @@ class _MLflow:
         known = client.get_experiment_by_name(experiment)
         found = []
         if known is not None and not fresh:
-            found = client.search_runs([known.experiment_id], f"tags.`{_TAG}` = '{self.name}'")
+            found = client.search_runs([known.experiment_id], f"tags.`{_TAG}` = '{self.training}'")
         logger = MLFlowLogger(
             experiment,
-            run_name=Path(self.name).name,
+            run_name=self.title,
             tracking_uri=self.uri,
-            tags={_TAG: self.name},
+            tags={_TAG: self.training},
             run_id=found[0].info.run_id if found else None,
         )
         if not found:
@@ -197,7 +212,11 @@ def check_logs(names: Sequence[str], where: str) -> None:
 
 
 def open_logs(
-    names: Sequence[str], folder: str | Path, *, shared: str | Path | None = None
+    names: Sequence[str],
+    folder: str | Path | None,
+    *,
+    shared: str | Path | None = None,
+    title: str | None = None,
 ) -> list[TrainingLog]:
     """Logs by their names, for :func:`nni_robust.training.train`.
 
@@ -205,40 +224,43 @@ def open_logs(
     ----------
     names
         ``"tensorboard"``: event files in ``tensorboard/`` of the training's folder, or, inside a
-        trial of NNI, where NNI's web UI looks for them (``$NNI_OUTPUT_DIR/tensorboard``).
+        trial of NNI, where NNI's web UI looks for them.
         ``"mlflow"``: a run in the store or server that ``$MLFLOW_TRACKING_URI`` names, else in
         ``mlflow.db`` in the folder.
     folder
-        Of the training.
+        Of the training; None is that of the NNI trial that this is.
     shared
         Folder of ``mlflow.db`` where several trainings share one; None is `folder`.
+    title
+        What the run is called in MLflow; None is the folder's name.
 
     Raises
     ------
     UserError
-        If a name is unknown or its package is not installed.
+        If a name is unknown, its package is not installed, or there is neither folder nor trial.
     """
     check_logs(names, "log")
-    folder = Path(folder).absolute()
+    if not names:
+        return []
+    trial = trial_tensorboard()
+    if folder is None and trial is None:
+        raise UserError(f"log: '{names[0]}' needs a folder, and there is none")
+    home = Path(folder or str(trial)).absolute()
     logs = []
     for name in dict.fromkeys(names):
         if name == "tensorboard":
-            logs.append(TrainingLog(_TensorBoard(_trial_folder(folder) / "tensorboard")))
-        else:
-            # Versions 3.4 and later tell their makers of every use, unless they are told not to.
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            database = Path(shared or folder).absolute() / "mlflow.db"
-            uri = os.environ.get(TRACKING_URI) or f"sqlite:///{database}"
-            if TRACKING_URI not in os.environ:
-                database.parent.mkdir(parents=True, exist_ok=True)
-            logs.append(TrainingLog(_MLflow(uri, str(folder))))
+            logs.append(TrainingLog(_TensorBoard(trial or home / "tensorboard")))
+            continue
+        # Versions 3.4 and later tell their makers of every use, unless they are told not to.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        uri = os.environ.get(TRACKING_URI) or f"sqlite:///{_database(shared or home)}"
+        logs.append(TrainingLog(_MLflow(uri, str(home), title or home.name)))
     return logs
 
 
-def _trial_folder(folder: Path) -> Path:
-    """The output folder of the NNI trial that this is, else `folder`."""
-    output = os.environ.get("NNI_OUTPUT_DIR")
-    return Path(output) if output and os.environ.get("NNI_TRIAL_JOB_ID") else folder
+def _database(folder: str | Path) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder).absolute() / "mlflow.db"
 
 
 def _values(record: EpochRecord) -> dict[str, float]:

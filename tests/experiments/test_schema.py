@@ -51,6 +51,11 @@ def test_shipped_files_load_and_survive_a_round_trip(name: str, tmp_path: Path) 
         ({"nni": {"concurrency": 0}}, r"nni\.concurrency: 0"),
         ({"nni": {"engine": "cloud"}}, r"nni\.engine: 'cloud' is not allowed"),
         ({"nni": {"trials": 0}}, r"nni\.trials: 0"),
+        ({"nni": {"log": ["tensorbord"]}}, r"nni\.log\.0: 'tensorbord' is not allowed"),
+        (
+            {"nni": {"log": ["mlflow"], "engine": "sequential"}},
+            r"nni\.log is not allowed with engine 'sequential'",
+        ),
         ({"seed": -1}, r"seed: -1 is not allowed"),
         ({"seed": "x"}, r"seed: 'x' is not allowed"),
         ({"task": {"threat": {"eps": 2}}}, r"threat\.eps: 2.* is not allowed"),
@@ -124,3 +129,12 @@ def test_a_teachers_paths_mean_the_same_everywhere(
     teacher = load_experiment(str(path)).task.teacher
     assert teacher is not None
     assert teacher.weights == str(tmp_path / "my" / "teacher.safetensors")
+
+
+def test_logs_reach_the_trials_as_a_variable(tmp_path: Path) -> None:
+    from nni_robust.experiments._trials import trial_environment
+    from nni_robust.trial import LOG
+
+    experiment = load_experiment(write(tmp_path, nni={"log": ["tensorboard", "mlflow"]}))
+    assert trial_environment(experiment)[LOG] == "tensorboard,mlflow"
+    assert LOG not in trial_environment(load_experiment(write(tmp_path)))
