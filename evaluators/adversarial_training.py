@@ -291,6 +291,7 @@ class AdversarialTraining(StoredEvaluator):
                 on_epoch=CurveReporter(),
                 teacher=None if teacher is None else teacher.to(default_device()),
                 wrap=self._term(),
+                logs=self.logs(folder),
             )
             network, seconds = result.model, result.seconds
             history = [dataclasses.asdict(record) for record in result.history]

@@ -128,6 +128,9 @@ class NniSettings:
         Port of the store's server, where there is one.
     manager_ip
         Address under which other machines reach this one; None: that of the way to the first one.
+    log
+        Where every training of a trial also writes its curve: ``tensorboard``, ``mlflow``, see
+        :func:`nni_robust.training.open_logs`.
     """
 
     engine: Literal["ts", "sequential"] = "ts"
@@ -144,6 +147,7 @@ class NniSettings:
     store: Literal["auto", "files", "http"] = "auto"
     store_port: int = 8082
     manager_ip: str | None = None
+    log: list[Literal["tensorboard", "mlflow"]] = dataclasses.field(default_factory=list)
 
     __pydantic_config__ = strict
 
@@ -159,6 +163,8 @@ class NniSettings:
                 raise UserError(f"nni.{name}: {value} is not allowed; {low} to {high} is")
         if self.trials is not None and self.trials < 1:
             raise UserError(f"nni.trials: {self.trials} is not allowed; at least 1 is")
+        if self.log and self.engine == "sequential":
+            raise UserError("nni.log is not allowed with engine 'sequential', which has no trials")
 
 
 @dataclasses.dataclass(frozen=True)
