@@ -62,7 +62,7 @@ class Ascent:
         self.loss, self.size, self.momentum, self.fooled = loss, size, momentum, fooled
         self.velocity = torch.zeros_like(adv) if momentum else None
         #: What the run found so far, where pictures leave; `rows` says where the batch's belong.
-        self.out, self.rows = (adv, None) if fooled is None else _places(adv)
+        self.out, self.rows = _places(adv, leave=fooled is not None)
         #: (N,), bool: pictures that stand still; used by :meth:`step` only.
         self.done = None if fooled is None else torch.zeros_like(y, dtype=torch.bool)
         self.confirmed = None if self.done is None else self.done.clone()
@@ -152,7 +152,9 @@ class Ascent:
         return self.ball.project_(adv.add_(self.ball.direction_(gradient), alpha=self.size))
 
 
-def _places(adv: Tensor) -> tuple[Tensor, Tensor]:
+def _places(adv: Tensor, *, leave: bool) -> tuple[Tensor, Tensor | None]:
+    if not leave:
+        return adv, None
     return torch.empty_like(adv), torch.arange(len(adv), device=adv.device)
 
 

@@ -43,11 +43,13 @@ def undisturbed(
         statistics of the batch, as the repositories of the seeds did; the running statistics
         are restored afterwards.
     channels_last
-        Hold the weights of convolutions in channels-last memory inside.
+        Hold the weights of convolutions in channels-last memory inside (on a CPU only those that
+        are folded: its kernels take pictures of that format and weights of any).
     fold
         Fold batch norms into the convolutions before them where that is safe (`_fold`), which
         changes logits in the last digits. Pictures as the network takes them, (N, C, H, W): a few
-        are used to watch a network that was not seen before. None folds nothing.
+        are used to watch a network that was not seen before. On a CPU, what would take more
+        memory than it saves stays as it is. None folds nothing.
 
     Raises
     ------
@@ -72,11 +74,16 @@ def undisturbed(
         for parameter, requires_grad, *_ in parameters:
             if requires_grad:
                 parameter.requires_grad_(False)
-            if channels_last and parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         with ExitStack() as stack:
             if fold is not None:
-                stack.enter_context(folded(model, fold))
+                # Weights are folded straight into their last format: one copy, not two.
+                form = torch.channels_last if channels_last else torch.preserve_format
+                thrifty = fold.device.type == "cpu"
+                stack.enter_context(folded(model, fold, thrifty=thrifty, memory_format=form))
+            for parameter, *_ in parameters:
+                # On a CPU, kernels order weights anew in any case, and a copy takes memory.
+                if channels_last and parameter.dim() == 4 and parameter.device.type != "cpu":
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             yield model
     finally:
         for module, training in modules:

@@ -71,7 +71,7 @@ class CudaRecorder(Recorder):
             step()
             return
         # Once in the process on the recording stream: libraries make their workspaces there.
-        stream = self._streams[self._device] = torch.cuda.Stream(self._device)
+        stream = self._streams[self._device] = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):

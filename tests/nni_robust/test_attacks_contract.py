@@ -206,14 +206,14 @@ def test_base_class_keeps_the_contract_for_its_subclasses(norm: str) -> None:
 
 def test_undisturbed_freezes_inside() -> None:
     net = make_net(4)
-    before = state(net)
+    before, place = state(net), net.body[0].weight.data_ptr()
     with undisturbed(net):
         assert not any(m.training for m in net.modules())
         assert not any(p.requires_grad for p in net.parameters())
     with undisturbed(net, "train", channels_last=True):
         assert {type(m) for m in net.modules() if m.training} == {nn.BatchNorm2d}
-        conv = net.body[0].weight
-        assert conv.is_contiguous(memory_format=torch.channels_last)
+        # A copy of the weights would take memory and, on a CPU, save no time.
+        assert net.body[0].weight.data_ptr() == place
         net(torch.rand(4, 3, 5, 5))  # moves the running statistics
     assert state(net) == before
 

@@ -108,6 +108,24 @@ def test_convolutions(settings: dict[str, Any], dtype: torch.dtype) -> None:
     torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-6)
 
 
+def test_folds_only_what_saves_memory_where_that_is_asked() -> None:
+    """At few pictures the weights of late layers outweigh their maps."""
+    model = used(ResNet18(8))
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    own = {conv: conv.weight.data_ptr() for conv in convs}
+    counts = []
+    for n in (1, 160):
+        with undisturbed(model, channels_last=True, fold=pictures(n, 16)):
+            moved = [conv for conv in convs if conv.weight.data_ptr() != own[conv]]
+            for conv in moved:
+                assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        counts.append(len(moved))
+    # Numbers of a map of one picture and of a kernel: 2048 and 216 in the stem, 2048 and 576 four
+    # times in the first stage, 1024 and 128 in the second's shortcut, 512 and 512 in the third's.
+    assert counts == [1 + 4 + 1 + 1, len(convs)]
+    assert all(conv.weight.data_ptr() == own[conv] for conv in convs)
+
+
 def test_the_network_really_skips_its_batch_norms() -> None:
     """Folded once, statistics changed inside have no effect: they are not read any more."""
     model, x = used(ResNet18(4)), pictures(2, 16)
