@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import hypothesis
+import pytest
 
 # Two threads of several processes on two cores wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +16,20 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 # example would only measure how busy the machine is.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the system's Chromium.
+
+    Without one the tests that need it are skipped, and say so; where the variable CI is set they
+    fail instead.
+    """
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = f"no Chromium: none of {', '.join(names)} is on the PATH"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}, and CI is set")
+        pytest.skip(reason)
+    return found

@@ -164,7 +164,7 @@ def curve_points(points: Any) -> list[tuple[float, float | None]]:
 def example_figures(run: Path) -> tuple[list[tuple[str, Markup]], list[str]]:
     """Attacked pictures of a run: (attack, figure) pairs, and sentences about bad files."""
     found, problems = read_run_examples(run)
-    drawn = []
+    drawn: list[tuple[str, Markup]] = []
     for attack, networks in found.items():
         for group in _same_pictures({network_title(k): v for k, v in networks.items()}):
             figure = inline(f"examples-{len(drawn)}", plot_examples(group), describe(group))

@@ -28,6 +28,8 @@ _PANELS: Mapping[str, tuple[str, str, float, str]] = {
 }
 #: A cost that spans more than this factor is drawn on a logarithmic axis.
 _WIDE = 20.0
+#: More candidates than this are drawn with smaller symbols.
+_MANY = 150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +133,8 @@ def _single(
     both = [i for i in triple if i not in front]
     rest = [i for i in range(len(x)) if i not in {*front, *both}]
     axes.scatter(
-        x[rest], y[rest], s=26, facecolors="none", edgecolors=PALETTE["blue"], linewidths=1.1,
-        label="candidate",
+        x[rest], y[rest], s=26 if len(x) <= _MANY else 9, facecolors="none",
+        edgecolors=PALETTE["blue"], linewidths=1.1, label="candidate",
     )  # fmt: skip
     axes.plot(
         x[both], y[both], "D", markerfacecolor="none", markeredgecolor=PALETTE["vermillion"],
@@ -159,7 +161,7 @@ def _one_of_several(
     rest = [i for i in range(len(x)) if i not in front]
     axes.plot(
         x[rest], y[rest], marker=marker, markerfacecolor="none", markeredgecolor=colour,
-        markersize=4.5, linestyle="none", alpha=0.75,
+        markersize=4.5 if len(x) <= _MANY else 3, linestyle="none", alpha=0.75,
     )  # fmt: skip
     style = look["linestyle"]
     axes.plot(x[front], y[front], drawstyle=_step(better), color=colour, linestyle=style, lw=1.3)

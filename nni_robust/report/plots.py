@@ -191,6 +191,7 @@ def plot_scores(
         "o",
         markerfacecolor="none",
         markeredgecolor=PALETTE["blue"],
+        markersize=6 if len(x) <= 150 else 3,
         label="candidate",
     )
     if known.any():

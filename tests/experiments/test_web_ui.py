@@ -6,8 +6,6 @@ tests are skipped; where the variable CI is set they fail instead.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +20,6 @@ from nni_robust.cli import main
 from nni_robust.experiments import run_experiment
 from nni_robust.store import read_json, read_records
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
 _PATIENCE = 120_000  # milliseconds, for a page on a busy machine
 
 #: What every trial offers in the metric chart's selector, whichever trial was the first.
@@ -30,17 +27,12 @@ _OFFERED = ["default", "robust", "clean", "macs", "params", "seconds"]
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
+def page(chromium: str) -> Iterator[Page]:
     """An empty page of a headless browser."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        reason = f"no Chromium: none of {', '.join(_NAMES)} is on the PATH"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}, and CI is set")
-        pytest.skip(reason)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
         )
         page = browser.new_page(viewport={"width": 1400, "height": 1400})
         page.set_default_timeout(_PATIENCE)

@@ -201,7 +201,7 @@ def test_every_candidate_has_its_row_best_first(page):
     assert rows[1][1] == " ".join(CODES[6])
     assert rows[-1][2:5] == ["failed", "–", "–"]
     sorts = {cell["text"]: cell["aria-sort"] for cell in page.tables["candidates-table"][0]}
-    assert {text for text, sort in sorts.items() if sort != "none"} == {"score%"}
+    assert {text for text, sort in sorts.items() if sort != "none"} == {"score %"}
     marked = {row[0]: row[2] for row in rows if "front" in row[2]}
     assert marked == {str(index): f"front {fronts}" for index, *_, fronts in CANDIDATES}
     assert page.says("Fronts: M of robust accuracy and MACs; P of")
@@ -217,7 +217,7 @@ def test_counts_are_there_in_full(page):
 
 def test_final_networks(page):
     head = [cell["text"] for cell in page.tables["final-table"][0]]
-    assert head[:4] == ["network", "clean%", "FGSMeps 8/255, %", "PGD-20eps 8/255, %"]
+    assert head[:4] == ["network", "clean %", "FGSM eps 8/255, %", "PGD-20 eps 8/255, %"]
     rows = page.rows("final-table")
     assert rows[0] == [
         "Best found", "85.0", "60.0", "52.3", "4.36 M", "664 M", "note on best & <co>",
