@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,9 +25,26 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+#: Pages whose Python names packages of the reader's; test_testing.py makes some, and runs it.
+ELSEWHERE = ("extending.md",)
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+#: Programs of commands that are not ours.
+PROGRAMS = {"cd", "mkdocs", "nnictl", "pip", "pytest", "python", "ssh", "tensorboard"}
+
+
+def blocks(language: str, page: Path = PAGES[0]) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def on_pages(language: str, without: tuple[str, ...] = ()) -> list[Any]:
+    """The blocks of all pages, named after page and place."""
+    return [
+        pytest.param(block, id=f"{page.stem}-{number}")
+        for page in PAGES
+        if page.name not in without
+        for number, block in enumerate(blocks(language, page), 1)
+    ]
 
 
 def commands(text: str = README) -> list[str]:
@@ -41,7 +59,7 @@ def links() -> list[tuple[Path, str]]:
     return [(page, link) for page in PAGES for link in re.findall(pattern, page.read_text())]
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n", 1)[0])
+@pytest.mark.parametrize("code", on_pages("python", ELSEWHERE))
 def test_python_runs(code: str, tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
@@ -56,12 +74,19 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
         assert said in answer.stdout
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
+@pytest.mark.parametrize("text", on_pages("yaml"))
 def test_yaml_is_an_experiment(text: str, tmp_path: Path) -> None:
     path = tmp_path / "my-search.yaml"
     path.write_text(text)
+    experiment = load_experiment(str(path))
+    assert experiment.name == yaml.safe_load(text).get("name", "my-search")
+
+
+def test_a_change_from_the_command_line(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    path = tmp_path / "my-search.yaml"
+    path.write_text(text)
     experiment = load_experiment(str(path), ["strategy.candidates=4"])
-    assert experiment.name == yaml.safe_load(text)["name"]
     assert experiment.strategy.arguments["candidates"] == 4
 
 
@@ -78,6 +103,25 @@ def test_commands_are_understood(command: str) -> None:
     assert program == "nni-robust"
     assert verb in VERBS
     build_parser(verb).parse_args([verb, *arguments])
+
+
+def test_every_language_is_checked() -> None:
+    """No block says another language, which no test would look at."""
+    for page in PAGES:
+        named = re.findall(r"^```(\S+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(named) <= {"python", "yaml", "bash", "toml"}, page
+
+
+@pytest.mark.parametrize("text", on_pages("bash"))
+def test_other_commands(text: str) -> None:
+    """Each line begins with a program that is known, and pip is asked for extras that there are."""
+    lines = [line for line in text.splitlines() if line.split("#")[0].strip()]
+    for part in [part for line in lines for part in line.split(" && ")]:
+        words = [w for w in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", w)]
+        assert not words or words[0] in {*PROGRAMS, "nni-robust"}, part
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"(?:nni-robust|\.)\[([\w,-]+)\]", text):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 def test_every_verb_has_an_example() -> None:

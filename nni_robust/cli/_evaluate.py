@@ -15,7 +15,8 @@ from nni_robust.cli._arguments import (
     set_threads,
     threat_of,
 )
-from nni_robust.cli._console import print_json, say
+from nni_robust.cli._console import print_json
+from nni_robust.cli._corruptions import add_corruptions, execute_corruptions
 from nni_robust.cli._examples import (
     add_examples,
     check_examples,
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_strengths(parser)
     add_thorough(parser)
     add_examples(parser)
+    add_corruptions(parser)
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -94,7 +96,7 @@ def execute(args: argparse.Namespace) -> int:
     check_examples(args)
     if args.examples_from is not None:
         return execute_verification(args)
-    if args.strengths is not None:
+    if args.strengths is not None and args.corruptions is None:
         return execute_strengths(args, names(args.attacks))
     if len(args.arch) > 1 or args.plot:
         raise UserError(
@@ -103,41 +105,27 @@ def execute(args: argparse.Namespace) -> int:
             else f"ARCH: {', '.join(args.arch)} needs --strengths; without it one network is"
             " evaluated"
         )
+    if args.corruptions is not None:
+        return execute_corruptions(args)
     threat = threat_of(args)
-    from nni_robust._teacher import ROBUSTBENCH
-    from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
     from nni_robust.cli._network import (
         attack_and_count,
-        build_network,
         find_device,
+        open_network,
         print_accuracies,
-        robustbench_network,
         threat_json,
     )
-    from nni_robust.data import load_dataset
 
     set_threads(args)
     device = find_device(args.device)
     attacks = names(args.attacks)
     for name in attacks:  # a wrong name is told before the data is read
         attack_from_spec(name, threat)
-    foreign = args.arch[0].startswith(ROBUSTBENCH)
-    architecture = None if foreign else load_architecture(args.arch[0])
-    data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
-    images = data.test if args.split == "test" else data.validation
-    if architecture is None:
-        name, trained = args.arch[0], True
-        network = robustbench_network(name, data, args.weights)
-    else:
-        network = build_network(architecture, data, seed=args.seed, weights=args.weights)
-        name, trained = architecture.name, args.weights is not None or architecture.trained
-    network = network.to(device)
-    if not trained:
-        say(f"untrained weights: '{name}' comes without any; --weights FILE gives some")
+    opened = open_network(args, device)
     result = attack_and_count(
-        network,
-        images,
+        opened.network,
+        opened.images,
         attacks,
         threat,
         batch_size=args.batch_size,
@@ -147,13 +135,13 @@ def execute(args: argparse.Namespace) -> int:
         thorough=args.thorough,
         keep=args.examples if args.save_examples is not None else None,
     )
-    files = save_examples(args, name, result)
+    files = save_examples(args, opened.name, result)
     if args.json:
         print_json(
             {
-                "architecture": name,
-                "trained": trained,
-                "dataset": data.name,
+                "architecture": opened.name,
+                "trained": opened.trained,
+                "dataset": opened.data,
                 "split": args.split,
                 "pictures": result.n,
                 "threat": threat_json(threat),
@@ -166,8 +154,8 @@ def execute(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    state = "" if trained else " (untrained weights)"
-    print(f"{name}{state}, {result.n} {args.split} pictures of {data.name}, {threat}")
+    state = "" if opened.trained else " (untrained weights)"
+    print(f"{opened.name}{state}, {result.n} {args.split} pictures of {opened.data}, {threat}")
     print_accuracies(result)
     print_examples(files)
     return 0

@@ -57,8 +57,9 @@ def _how_many(text: str) -> Any:
 def check_examples(args: argparse.Namespace) -> None:
     """Refuse what cannot be meant, before anything is read."""
     if args.save_examples is not None:
-        if args.strengths is not None:
-            raise UserError(f"--save-examples '{args.save_examples}' is not allowed: --strengths")
+        for other in ("strengths", "corruptions"):
+            if getattr(args, other) is not None:
+                raise UserError(f"--save-examples is not allowed with --{other}")
         if args.examples_from is not None:
             raise UserError("--save-examples and --examples-from do different things; give one")
         _refuse_file(args.save_examples)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from nni_robust.cli._console import print_table, progress
+from nni_robust.cli._console import print_table, progress, say
 from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
 from nni_robust.evaluation import Evaluation, NonFiniteOutput, evaluate
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from nni_robust.threat import ThreatModel
 
 __all__ = [
+    "Opened",
     "Pictures",
     "attack_and_count",
     "build_network",
     "find_device",
+    "open_network",
     "print_accuracies",
     "robustbench_network",
     "threat_json",
@@ -60,6 +64,54 @@ def find_device(name: str) -> torch.device:
         reason = str(e).splitlines()[0]
         raise UserError(f"--device '{name}' cannot be used here: {reason}") from None
     return device
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """One network on its device, and the pictures to show it.
+
+    Parameters
+    ----------
+    network, images
+        What is evaluated, and on what.
+    name, data
+        What both are called.
+    trained
+        Whether the weights are not fresh ones.
+    """
+
+    network: nn.Module
+    images: Images
+    name: str
+    data: str
+    trained: bool
+
+
+def open_network(args: argparse.Namespace, device: torch.device) -> Opened:
+    """What ``ARCH``, ``--weights``, ``--dataset``, ``--root``, ``--split`` and ``--seed`` ask for.
+
+    Raises
+    ------
+    UserError
+        If something is missing or does not fit.
+    """
+    from nni_robust._teacher import ROBUSTBENCH
+    from nni_robust.architecture import load_architecture
+    from nni_robust.data import load_dataset
+
+    name = args.arch[0]
+    architecture = None if name.startswith(ROBUSTBENCH) else load_architecture(name)
+    data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
+    images = data.test if args.split == "test" else data.validation
+    trained = True
+    if architecture is None:
+        network = robustbench_network(name, data, args.weights)
+    else:
+        network = build_network(architecture, data, seed=args.seed, weights=args.weights)
+        name, trained = architecture.name, args.weights is not None or architecture.trained
+    if not trained:
+        say(f"untrained weights: '{name}' comes without any; --weights FILE gives some")
+    return Opened(network.to(device), images, name, data.name, trained)
 
 
 def build_network(

@@ -8,6 +8,7 @@ What each means and what to do about it: ``docs/threat-model.md``.
 
 from __future__ import annotations
 
+from nni_robust.reliability._answers import AnswersMonitor
 from nni_robust.reliability._checks import CHECKS, Check, Reliability, Status
 from nni_robust.reliability._monitor import Monitor
 from nni_robust.reliability._results import BLACK_BOX, Outcome
@@ -16,6 +17,7 @@ from nni_robust.reliability._training import check_training
 __all__ = [
     "BLACK_BOX",
     "CHECKS",
+    "AnswersMonitor",
     "Check",
     "Monitor",
     "Outcome",

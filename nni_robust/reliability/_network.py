@@ -54,8 +54,8 @@ class NetworkProbe:
     threat: ThreatModel
     seed: int
 
-    def before(self) -> list[Check]:
-        """Everything but the answers after the attacks."""
+    def before(self, gradients: bool = True) -> list[Check]:
+        """Everything but the answers after the attacks; without gradients, the answers alone."""
         cuda = [self.x.device] if self.x.device.type == "cuda" else []
         # The numbers that a randomised network draws here are not missing later.
         with torch.random.fork_rng(devices=cuda):
@@ -64,6 +64,8 @@ class NetworkProbe:
                 with gradient_calls() as calls:
                     self.answers = [victim(self.x)]
                 self.answers += [victim(self.x) for _ in range(PASSES - 2)]
+            if not gradients:
+                return [self._batch(victim)]
             gradient, more = self._gradient(victim)
             low = self.x.dtype in HALVES or torch.is_autocast_enabled(self.x.device.type)
             checks = [self._batch(victim), _softmax(self.answers[0], low), gradient]
