@@ -25,9 +25,10 @@ from nni_robust.training import Recipe, train
 if TYPE_CHECKING:
     from nni_robust.bench.attack import AttackBench
 
-__all__ = ["NETWORKS", "PLAIN", "PLAIN_TRAIN", "Contender", "Contest", "contests"]
+__all__ = ["COMPILED", "NETWORKS", "PLAIN", "PLAIN_TRAIN", "Contender", "Contest", "contests"]
 
 #: Names of the plain loop, with the batch's statistics and with the running ones.
+COMPILED = "ours, compiled"
 PLAIN_TRAIN, PLAIN = "plain loop, batch statistics", "plain loop"
 #: ResNet-18 at a width, or an architecture of the zoo -> pictures of a batch.
 NETWORKS: dict[str, int] = {
@@ -106,6 +107,8 @@ def _whole_batches(case: str, name: str, settings: AttackBench) -> Contest:
         PLAIN: partial(plain_loop, **how, train=False),
         PLAIN_TRAIN: partial(plain_loop, **how, train=True),
     }
+    if settings.compile and case == "pgd":
+        runs = {COMPILED: attack("pgd", **ours, **_FAST, compile=True), **runs}
     contenders = {key: _silent(run, copy.deepcopy(model), x, y) for key, run in runs.items()}
     return Contest(case, name, n, contenders)
 

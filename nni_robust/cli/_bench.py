@@ -14,7 +14,19 @@ __all__ = ["BENCHES", "add_arguments", "execute"]
 BENCHES = {
     "attack": (
         "nni_robust.cli._bench_attack",
-        "attacks and robust evaluation side by side with torchattacks and the seeds' loops",
+        "PGD on whole batches side by side with torchattacks and the seeds' loops",
+    ),
+    "evaluate": (
+        "nni_robust.cli._bench_evaluate",
+        "robust accuracy with early exit side by side with fixed steps and torchattacks",
+    ),
+    "spectrum": (
+        "nni_robust.cli._bench_spectrum",
+        "eight strengths in one pass side by side with eight attacks",
+    ),
+    "search": (
+        "nni_robust.cli._bench_search",
+        "a one-shot search on a small space side by side with a plain one",
     ),
     "estimator": (
         "nni_robust.cli._bench_estimator",

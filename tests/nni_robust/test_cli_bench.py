@@ -87,24 +87,30 @@ def test_refusals(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
     assert captured.out == ""
 
 
-def test_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["bench", "attack", "--quick", "--out", str(tmp_path), "--json"]
+def run(
+    verb: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[Any, list[Any]]:
+    """What a benchmark prints as JSON in its smallest size, and its rows, which its CSV has too."""
     threads = torch.get_num_threads()
-    assert main(argv) == 0
+    assert main(["bench", verb, "--quick", "--out", str(folder), "--json", *more]) == 0
     assert torch.get_num_threads() == threads
     found = json.loads(capsys.readouterr().out)
-    with open(tmp_path / "attack.csv", newline="", encoding="utf-8") as f:
+    with open(folder / f"{verb}.csv", newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == len(found["rows"])
     assert {row["threads"] for row in rows} == {"1"}
     assert all(row["torch"] == torch.__version__ and row["load"] and row["nice"] for row in rows)
-    by_case = {case: [r for r in found["rows"] if r["case"] == case] for case in CASES}
-    assert [len(by_case[case]) for case in CASES] == [10, 16, 8, 5]  # contenders, networks, turns
+    return found, found["rows"]
+
+
+def test_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, rows = run("attack", tmp_path, capsys)
+    by_case = {case: [r for r in rows if r["case"] == case] for case in CASES}
+    # Contenders, times turns.
+    assert {case: len(some) for case, some in by_case.items() if some} == {"pgd": 10, "memory": 5}
     # The order is reversed in every turn.
     first, second = ([r["contender"] for r in by_case["pgd"] if r["turn"] == t] for t in (0, 1))
     assert first == second[::-1]
-    for row in by_case["evaluate"]:
-        assert 0 <= row["accuracy"] <= 1
     # A ratio is the rival's time divided by ours, in the same turn; the median over the turns.
     (entry,) = (
         e
@@ -121,10 +127,34 @@ def test_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert memory["ours"] - memory["ours, fast"] > 4 * 4 * 32 * 32 * 4
 
 
+@pytest.mark.parametrize(("verb", "networks"), [("evaluate", 2), ("spectrum", 1)])
+def test_accuracies(
+    verb: str, networks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, rows = run(verb, tmp_path, capsys, "--turns", "1", "--limit", "16")
+    assert {row["case"] for row in rows} == {verb}
+    assert len(rows) == 4 * networks  # contenders, networks
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert {"cpu", "accuracy", "rival's accuracy"} <= found["summary"][0].keys()
+
+
+def test_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, rows = run("search", tmp_path, capsys, "--turns", "1", "--candidates", "1")
+    by_case = {case: [r for r in rows if r["case"] == case] for case in ("supernet", "candidates")}
+    assert [len(some) for some in by_case.values()] == [3, 3]
+    assert all(0 <= row["accuracy"] <= 1 for row in by_case["candidates"])
+    assert {e["rival"] for e in found["summary"]} == {
+        "plain loop",
+        "plain loop, batch statistics",
+        "torchattacks",
+    }
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--cases", "pgd,speed"], "cases: 'speed'"),
+        (["--cases", "pgd,speed"], "cases: 'speed' is not allowed; allowed: pgd, memory"),
+        (["--cases", "evaluate"], "cases: 'evaluate' is 'nni-robust bench evaluate'"),
         (["--networks", "resnet18-w"], "networks: 'resnet18-w'"),
         (["--networks", "resnet50"], "networks: 'resnet50'"),
     ],
