@@ -11,7 +11,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from ._robnet_code import STATES
-from ._robnet_layers import ConvSkip
+from ._robnet_layers import ConvSkip, Map
 
 __all__ = ["DifferentiableEdge", "EdgeChoice", "SampledEdge"]
 
@@ -36,8 +36,8 @@ class EdgeChoice(MutableModule):
         self.choice = choice
         self.add_mutable(choice)
 
-    def forward(self, x: Tensor) -> Tensor | None:
-        out: Tensor | None = self.op(x)
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor | None:
+        out: Tensor | None = self.op(x, source=source)
         return out
 
     def extra_repr(self) -> str:
@@ -67,10 +67,10 @@ class SampledEdge(EdgeChoice, BaseSuperNetModule):
         """A random state, where `memo` has none."""
         return {} if self.choice.label in memo else {self.choice.label: self.choice.random()}
 
-    def forward(self, x: Tensor) -> Tensor | None:
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor | None:
         if self.state is None:
             raise RuntimeError("the supernet needs resample() before its first forward()")
-        out: Tensor | None = self.op(x, self.state)
+        out: Tensor | None = self.op(x, self.state, source)
         return out
 
 
@@ -124,7 +124,8 @@ class DifferentiableEdge(EdgeChoice, BaseSuperNetModule):
             return {}
         return {label: dict(zip(STATES, self._softmax(self._arch_alpha).tolist(), strict=True))}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor:
         _, conv, skip, both = torch.unbind(self._softmax(self._arch_alpha))
-        out: Tensor = (conv + both) * self.op.conv(x) + (skip + both) * self.op.res(x)
+        kept = self.op(x, "skip", source)
+        out: Tensor = (conv + both) * self.op(x, "conv", source) + (skip + both) * kept
         return out

@@ -2,10 +2,12 @@
 
 Semantics and names of the state dict are those of the authors' repository (gmh14/RobNets), so that
 its checkpoints fit: convolutions have no bias, batch norms outside the stem no weights, ReLU comes
-first.
+first. That ReLU is computed once for all layers that read the same map (:class:`Map`).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ __all__ = [
     "ConvSkip",
     "Edge",
     "FactorizedReduce",
+    "Map",
     "ReLUConvBN",
     "SepConv",
     "edge_stride",
@@ -26,6 +29,35 @@ __all__ = [
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=False)
+
+
+class Map:
+    """A feature map, and its ReLU, which is computed when somebody first asks for it.
+
+    Up to four edges of a cell, and two later cells, begin with the ReLU of the same map.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._positive: Tensor | None = None
+
+    @property
+    def positive(self) -> Tensor:
+        """ReLU of the map."""
+        if self._positive is None:
+            self._positive = torch.relu(self.value)
+        return self._positive
+
+
+def _after_relu(layers: nn.Sequential, x: Tensor, source: Map | None) -> Tensor:
+    """What layers that begin with a ReLU make of a map; `source` is that map, if it is shared."""
+    if source is None:
+        out: Tensor = layers(x)
+        return out
+    out = source.positive
+    for layer in itertools.islice(layers, 1, None):
+        out = layer(out)
+    return out
 
 
 class ReLUConvBN(nn.Module):
@@ -37,9 +69,8 @@ class ReLUConvBN(nn.Module):
             nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), _norm(out_channels)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
-        return out
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor:
+        return _after_relu(self.op, x, source)
 
 
 class SepConv(nn.Module):
@@ -58,9 +89,8 @@ class SepConv(nn.Module):
 
         self.op = nn.Sequential(*half(stride), *half(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
-        return out
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor:
+        return _after_relu(self.op, x, source)
 
 
 class FactorizedReduce(nn.Module):
@@ -75,8 +105,8 @@ class FactorizedReduce(nn.Module):
         self.conv_2 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
         self.bn = _norm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(x)
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor:
+        x = torch.relu(x) if source is None else source.positive
         out: Tensor = self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
         return out
 
@@ -94,14 +124,21 @@ class ConvSkip(nn.Module):
         self.conv = SepConv(channels, stride)
         self.res = nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
 
-    def forward(self, x: Tensor, state: str = "conv+skip") -> Tensor | None:
+    def forward(
+        self, x: Tensor, state: str = "conv+skip", source: Map | None = None
+    ) -> Tensor | None:
         if state == "none":
             return None
         if state == "skip":
-            skip: Tensor = self.res(x)
-            return skip
-        out: Tensor = self.conv(x)
-        return out + self.res(x) if state == "conv+skip" else out
+            return _skip(self.res, x, source)
+        out: Tensor = self.conv(x, source)
+        return out + _skip(self.res, x, source) if state == "conv+skip" else out
+
+
+def _skip(op: nn.Module, x: Tensor, source: Map | None) -> Tensor:
+    """An identity, or what stands for one where the resolution is halved."""
+    out: Tensor = x if isinstance(op, nn.Identity) else op(x, source)
+    return out
 
 
 class Edge(nn.Module):
@@ -129,9 +166,18 @@ class Edge(nn.Module):
         else:
             self.op = nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor | None:
+    def forward(self, x: Tensor, source: Map | None = None) -> Tensor | None:
         """The edge's output; None stands for zeros, which then cost nothing."""
-        return None if self.op is None else self.op(x)
+        if self.op is None:
+            return None
+        out: Tensor | None
+        if isinstance(self.op, ConvSkip):
+            out = self.op(x, source=source)
+        elif isinstance(self.op, SepConv):
+            out = self.op(x, source)
+        else:
+            out = _skip(self.op, x, source)
+        return out
 
 
 class Cell(nn.Module):
@@ -142,8 +188,8 @@ class Cell(nn.Module):
     layout
         Shapes of the cell.
     edges
-        The 14 edges in the order of the code. Each maps (N, C, H, W) to a tensor of the node's
-        shape, or to None for zeros.
+        The 14 edges in the order of the code. Each maps (N, C, H, W), also given as a :class:`Map`,
+        to a tensor of the node's shape, or to None for zeros.
     """
 
     def __init__(self, layout: CellLayout, edges: list[nn.Module]) -> None:
@@ -155,29 +201,36 @@ class Cell(nn.Module):
         self.preprocess1 = ReLUConvBN(newer, layout.channels)
         self._ops = nn.ModuleList(edges)
 
-    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
+    def forward(
+        self, s0: Tensor, s1: Tensor, *, sources: tuple[Map, Map] | tuple[None, None] = (None, None)
+    ) -> Tensor:
         """Output of the cell, (N, 4C, H / stride, W / stride).
 
         Parameters
         ----------
         s0, s1
             Outputs of cell k-2 and of cell k-1, the latter (N, C_1, H, W).
+        sources
+            The same two, where another cell has use for their ReLU, too.
         """
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        states = [
+            Map(self.preprocess0(s0, sources[0])),
+            Map(self.preprocess1(s1, sources[1])),
+        ]
         edges = iter(self._ops)
         for _ in range(4):
             total: Tensor | None = None
             for state in states:
-                out = next(edges)(state)
+                out = next(edges)(state.value, state)
                 if out is not None:
                     total = out if total is None else total + out
             if total is None:
                 # A node without any operation. Zero times an input rather than new zeros: so the
                 # input gradient, which attacks need, exists (and is zero) even where nothing is
                 # connected.
-                total = states[1][:, :, :: self.stride, :: self.stride] * 0
-            states.append(total)
-        return torch.cat(states[2:], dim=1)
+                total = states[1].value[:, :, :: self.stride, :: self.stride] * 0
+            states.append(Map(total))
+        return torch.cat([state.value for state in states[2:]], dim=1)
 
 
 def edge_stride(layout: CellLayout, edge: int) -> int:

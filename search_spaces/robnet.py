@@ -45,7 +45,7 @@ from ._robnet_code import (
     edge_label,
     sample_to_code,
 )
-from ._robnet_layers import Cell, ConvSkip, Edge, edge_stride
+from ._robnet_layers import Cell, ConvSkip, Edge, Map, edge_stride
 from ._robnet_layout import Denoising, Layout
 
 __all__ = ["RobNet", "RobNetSpace"]
@@ -93,10 +93,12 @@ class _Backbone(nn.Module):
             s1 = self.stem1(s0)
         else:
             s0 = s1 = self.stem(x)
+        older, newer = Map(s0), Map(s1)
         for index, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1)
+            s1 = cell(older.value, newer.value, sources=(older, newer))
             if str(index) in self.denoise:
                 s1 = self.denoise[str(index)](s1)
+            older, newer = newer, Map(s1)
         logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))
         return logits
 
