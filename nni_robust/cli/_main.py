@@ -24,6 +24,7 @@ VERBS = {
     "sweep": ("nni_robust.cli._sweep", "run an experiment under many settings and seeds"),
     "nni-config": ("nni_robust.cli._nni_config", "write the configuration for 'nnictl create'"),
     "train": ("nni_robust.cli._train", "train one architecture adversarially and keep its weights"),
+    "recipes": ("nni_robust.cli._recipes", "list the ways to train, with their sources"),
     "evaluate": ("nni_robust.cli._evaluate", "attack one architecture and print its accuracies"),
     "transfer": ("nni_robust.cli._transfer", "attack networks with each other's examples"),
     "convert": ("nni_robust.cli._convert", "turn a foreign checkpoint into weights for evaluate"),

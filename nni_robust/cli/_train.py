@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help="a published recipe (robnet-cifar10, …; a wrong name lists them) or a YAML file of "
-        "training settings (default: PGD-10, Madry)",
+        help="a recipe that 'nni-robust recipes' lists, or a YAML file of training settings "
+        "(default: PGD-10, Madry)",
     )
     parser.add_argument(
         "--teacher",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ class NamedRecipe:
         The settings.
     threat
         The ball that it is meant for; None where the file does not say.
+    about
+        What the file says of it in the comment at its top: whose recipe it is, in which values it
+        differs, what is unverified.
     """
 
     name: str
     recipe: Recipe
     threat: ThreatModel | None
+    about: str = ""
 
 
 def list_recipes() -> list[str]:
@@ -67,22 +72,29 @@ def load_recipe(name_or_path: str | Path, changes: Mapping[str, Any] | None = No
     """
     name = str(name_or_path)
     if name in list_recipes():
-        settings = read_yaml(_FOLDER / f"{name}.yaml")
+        path = _FOLDER / f"{name}.yaml"
     elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
-        settings = read_yaml(name)
+        path = Path(name)
     else:
         known = list_recipes()
         raise UserError(
             f"unknown recipe '{name}'{nearest(name, known)} (known: {', '.join(known)}; or the "
             "path of a YAML file)"
         )
-    settings = _overlaid(settings, changes or {})
+    settings = _overlaid(read_yaml(path), changes or {})
     threat = settings.pop("threat", None)
     return NamedRecipe(
         name,
         parse(Recipe, settings, "recipe"),
         None if threat is None else parse(ThreatModel, threat, "recipe.threat"),
+        _comment(path),
     )
+
+
+def _comment(path: Path) -> str:
+    """The comment that a file begins with, without its number signs."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nni_robust import load_architecture
 from nni_robust.cli import main
@@ -195,3 +196,30 @@ def test_a_teacher_may_teach(files: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--teacher-weights is not allowed without --teacher" in capsys.readouterr().err
     taught = json.loads((files / "taught/result.json").read_text())["training"]
     assert taught["recipe"]["loss"] == "rslad"
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    from nni_robust.training import list_recipes
+
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list_recipes()
+    (modern,) = [line.split() for line in lines if line.startswith("modern-cifar10")]
+    assert modern == ["modern-cifar10", "madry", "100", "10", "0.9995", "best"]
+    assert main(["recipes", "modern-cifar10"]) == 0
+    text = capsys.readouterr().out
+    about, settings = text.rsplit("\n\n", 1)
+    assert "FastAT Benchmark" in about
+    assert yaml.safe_load(settings)["label_smoothing"] == 0.4
+    assert main(["recipes", "modern-cifar1O", "--json"]) == 2
+    assert "did you mean 'modern-cifar10'" in capsys.readouterr().err
+
+
+def test_the_best_epoch_is_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--set", "keep=best", "--log", "tensorboard"]) == 0
+    said = capsys.readouterr().out
+    kept = json.loads((files / "run/result.json").read_text())["kept_epoch"]
+    assert f"kept epoch {kept}, the best by robust validation accuracy" in said
+    assert list((files / "run/tensorboard").glob("events.out.tfevents.*"))
+    assert main(["export", "run", "--to", "out"]) == 0
+    assert f"kept epoch {kept}, the best" in (files / "out/README.md").read_text()

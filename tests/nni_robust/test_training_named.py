@@ -38,8 +38,12 @@ def test_each_file_says_where_it_comes_from(path: Path) -> None:
     assert "\n# From " in text
     assert max(map(len, text.splitlines())) <= 105
     assert load_recipe(path) == NamedRecipe(
-        str(path), load_recipe(path.stem).recipe, load_recipe(path.stem).threat
+        str(path),
+        load_recipe(path.stem).recipe,
+        load_recipe(path.stem).threat,
+        load_recipe(path.stem).about,
     )
+    assert len(load_recipe(path.stem).about.split("\n")) == text.count("\n#") + 1
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,8 @@ def test_each_file_says_where_it_comes_from(path: Path) -> None:
         # Printed by the repository's own scheduler.
         ("robnet-repo-cifar10", 170, {0: 0.02, 10: 0.61, 20: 1.2, 95: 0.6005, 169: 0.00113}),
         ("rcnas-trades", 100, {0: 0.1, 74: 0.1, 75: 0.01, 89: 0.01, 90: 0.001}),
+        # Beginning, peak and end of torch's OneCycleLR(max_lr=0.1, total_steps=100).
+        ("modern-cifar10", 100, {0: 0.004, 30: 0.1, 65: 0.05}),
         ("rslad-cifar10", 300, {0: 0.1, 214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
     ],
 )
@@ -130,3 +136,14 @@ def test_what_is_wrong_costs_one_sentence(
     with pytest.raises(UserError, match=sentence) as caught:
         load_recipe(name)
     assert "\n" not in str(caught.value)
+
+
+def test_the_modern_recipe_has_all_that_helps() -> None:
+    found = load_recipe("modern-cifar10")
+    recipe = found.recipe
+    assert (recipe.loss, recipe.attack.steps) == ("madry", 10)
+    assert (recipe.averaging, recipe.label_smoothing, recipe.keep) == (0.9995, 0.4, "best")
+    assert (recipe.validation_attack, recipe.validation_limit) == ("pgd10", 1000)
+    assert found.threat == ThreatModel(eps=8 / 255)
+    assert "50.49" in found.about
+    assert "Not reproduced here" in found.about
