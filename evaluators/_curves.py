@@ -16,10 +16,12 @@ from nni_robust.evaluation import eps_curve, steps_curve
 from nni_robust.threat import ThreatModel
 from nni_robust.training.weights import write_tensors
 
-__all__ = ["EXAMPLES", "measure_curves", "save_examples"]
+__all__ = ["EXAMPLES", "SPACED", "measure_curves", "save_examples"]
 
 #: Folder of attacked pictures inside a trial's folder.
 EXAMPLES = "examples"
+#: Says in a file's metadata how its pictures were chosen; other files hold broken ones only.
+SPACED = "at equal distances"
 
 
 def measure_curves(
@@ -76,7 +78,9 @@ def save_examples(
         The file is ``<attack's key>.safetensors`` in it, ``/`` and ``@`` replaced by ``_``:
         ``clean`` and ``adversarial`` ((N, C, H, W), float32, in [0, 1]), ``labels``,
         ``predicted_clean``, ``predicted_adversarial`` and ``index`` ((N,), int64), and the texts
-        ``attack``, ``norm``, ``eps`` and ``classes`` (a list as JSON).
+        ``pictures``, ``attack``, ``norm``, ``eps`` and ``classes`` (a list as JSON). Pictures that
+        held are among them, so it is no file of
+        :class:`nni_robust.adversarial.AdversarialExamples`, whose claim is that all are broken.
     number
         Pictures to keep.
 
@@ -108,6 +112,7 @@ def save_examples(
     }
     path = folder / f"{made.key.replace('/', '_').replace('@', '_')}.safetensors"
     texts = {
+        "pictures": SPACED,
         "attack": made.key,
         "norm": made.threat.norm,
         "eps": repr(float(made.threat.eps)),

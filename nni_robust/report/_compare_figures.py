@@ -8,7 +8,13 @@ from markupsafe import Markup
 
 from nni_robust.report import _format as fmt
 from nni_robust.report._candidates import Labelled
-from nni_robust.report._examples import Examples, describe, plot_examples, read_run_examples
+from nni_robust.report._examples import (
+    Examples,
+    caption,
+    describe,
+    plot_examples,
+    read_run_examples,
+)
 from nni_robust.report._figures import curve_figures, histories, inline, pareto_group
 from nni_robust.report._fronts import plot_pareto
 from nni_robust.report._run import is_ok, metric, strongest_attack
@@ -81,9 +87,9 @@ def _examples(items: Sequence[Labelled]) -> tuple[list[Drawing], list[str]]:
                 groups.setdefault(key, {})[label] = best
     drawings = [
         (
-            fmt.attack_name(str(key[0])) or "an attack",
+            caption(group),
             inline(f"examples-{k}", plot_examples(group), describe(group)),
         )
-        for k, (key, group) in enumerate(groups.items())
+        for k, group in enumerate(groups.values())
     ]
     return drawings, problems

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["Examples", "describe", "plot_examples", "read_examples", "read_run_examples"]
+__all__ = ["Examples", "caption", "describe", "plot_examples", "read_examples", "read_run_examples"]
 
 #: Pictures are not drawn larger than this many pixels, so that a page stays small.
 _LARGEST = 96
 #: Most pictures in a figure.
 _SHOWN = 8
+_PICTURES = ("clean", "adversarial")
+_NUMBERS = ("labels", "predicted_clean", "predicted_adversarial", "index")
 _BROKEN, _HELD = "#7a2c00", "#00432f"
 
 
@@ -44,6 +46,9 @@ class Examples:
         The attack's key, such as ``"pgd20@8/255"``.
     classes
         Names of the classes.
+    only_broken
+        Whether they are the first that the attack broke (files of
+        :class:`nni_robust.adversarial.AdversarialExamples`), not pictures that nobody chose.
     """
 
     clean: NDArray[np.float32]
@@ -54,6 +59,7 @@ class Examples:
     index: NDArray[np.int64]
     attack: str
     classes: tuple[str, ...]
+    only_broken: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,8 +77,16 @@ class Examples:
         return "held" if self.predicted_adversarial[place] == true else "broken"
 
 
-def read_examples(path: str | Path) -> Examples:
+def read_examples(path: str | Path, most: int | None = None) -> Examples:
     """Read a file of adversarial examples.
+
+    Parameters
+    ----------
+    path
+        What a run keeps in its ``examples`` folder, or a file of
+        :meth:`nni_robust.adversarial.AdversarialExamples.save`.
+    most
+        Read the first so many pictures only; None reads all.
 
     Raises
     ------
@@ -83,29 +97,38 @@ def read_examples(path: str | Path) -> Examples:
 
     try:
         with safe_open(str(path), framework="numpy") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            slices = {key: file.get_slice(key) for key in (*_PICTURES, *_NUMBERS)}
+            sizes = [part.get_shape()[0] for part in slices.values()]
+            # A slice beyond the end is an error, and so is an empty one.
+            end = min([*sizes, *([most] if most is not None else [])])
+            tensors = {
+                key: part[:end] if 0 < end < size else file.get_tensor(key)
+                for (key, part), size in zip(slices.items(), sizes, strict=True)
+            }
             texts = file.metadata() or {}
+        if len(set(sizes)) != 1:
+            raise ValueError("its tensors do not fit each other")
         classes = json.loads(texts.get("classes", "[]"))
-        clean = np.asarray(tensors["clean"], dtype=np.float32)
-        adversarial = np.asarray(tensors["adversarial"], dtype=np.float32)
-        rows: dict[str, Any] = {
-            key: np.asarray(tensors[key], dtype=np.int64)
-            for key in ("labels", "predicted_clean", "predicted_adversarial", "index")
-        }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        pictures: dict[str, Any] = {k: np.asarray(tensors[k], dtype=np.float32) for k in _PICTURES}
+        rows: dict[str, Any] = {k: np.asarray(tensors[k], dtype=np.int64) for k in _NUMBERS}
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as e:
         raise UserError(
             f"'{path}' holds no adversarial examples: {type(e).__name__}: {e}"
         ) from None
-    fits = clean.ndim == 4 and clean.shape == adversarial.shape and len(clean) > 0
-    fits = (
-        fits and clean.shape[1] in (1, 3) and all(v.shape == (len(clean),) for v in rows.values())
-    )
+    clean, adversarial = pictures["clean"], pictures["adversarial"]
+    fits = clean.ndim == 4 and clean.shape == adversarial.shape and clean.shape[1] in (1, 3)
+    fits = fits and all(row.shape == (len(clean),) for row in rows.values())
     if not fits or not isinstance(classes, list):
         raise UserError(f"'{path}' holds no adversarial examples: its tensors do not fit")
     if not (np.isfinite(clean).all() and np.isfinite(adversarial).all()):
         raise UserError(f"'{path}' holds no adversarial examples: a pixel is not finite")
-    names = tuple(str(name) for name in classes)
-    return Examples(clean, adversarial, **rows, attack=str(texts.get("attack", "")), classes=names)
+    return Examples(
+        **pictures,
+        **rows,
+        attack=str(texts.get("attack", "")),
+        classes=tuple(str(name) for name in classes),
+        only_broken="broken" in texts,
+    )
 
 
 def read_run_examples(run: str | Path) -> tuple[dict[str, dict[str, Examples]], list[str]]:
@@ -119,11 +142,12 @@ def read_run_examples(run: str | Path) -> tuple[dict[str, dict[str, Examples]], 
     )
     for file in files:
         try:
-            examples = read_examples(file)
+            examples = read_examples(file, _SHOWN)
         except UserError as e:
             problems.append(str(e))
             continue
-        found.setdefault(examples.attack, {})[file.parent.name] = examples
+        if len(examples):
+            found.setdefault(examples.attack, {})[file.parent.name] = examples
     return found, problems
 
 
@@ -218,3 +242,16 @@ def describe(examples: Mapping[str, Examples], most: int = _SHOWN) -> str:
         told.append(f"{name}: {', '.join(parts)}")
     attack = next(iter(examples.values())).attack
     return f"Pictures before and after {fmt.attack_name(attack)}. {'; '.join(told)}."
+
+
+def caption(examples: Mapping[str, Examples]) -> str:
+    """The attack, and how the pictures of the figure were chosen."""
+    attack = next(iter(examples.values())).attack
+    if any(found.only_broken for found in examples.values()):
+        chosen = "The first pictures that it broke"
+    else:
+        chosen = "Pictures at equal distances over the test split: nobody chose them"
+    return (
+        f"{fmt.attack_name(attack) or 'An attack'}. {chosen}. Below an attacked picture: what the "
+        "network says of the clean one, and of this one."
+    )

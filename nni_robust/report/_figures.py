@@ -10,7 +10,13 @@ from markupsafe import Markup
 
 from nni_robust.report import _format as fmt
 from nni_robust.report._choices import plot_choices
-from nni_robust.report._examples import Examples, describe, plot_examples, read_run_examples
+from nni_robust.report._examples import (
+    Examples,
+    caption,
+    describe,
+    plot_examples,
+    read_run_examples,
+)
 from nni_robust.report._fronts import Candidates, plot_pareto
 from nni_robust.report._run import Record, Run, is_chosen, is_ok, metric, strongest_attack
 from nni_robust.report._svg import inline_svg
@@ -162,13 +168,13 @@ def curve_points(points: Any) -> list[tuple[float, float | None]]:
 
 
 def example_figures(run: Path) -> tuple[list[tuple[str, Markup]], list[str]]:
-    """Attacked pictures of a run: (attack, figure) pairs, and sentences about bad files."""
+    """Attacked pictures of a run: (caption, figure) pairs, and sentences about bad files."""
     found, problems = read_run_examples(run)
     drawn: list[tuple[str, Markup]] = []
-    for attack, networks in found.items():
+    for networks in found.values():
         for group in _same_pictures({network_title(k): v for k, v in networks.items()}):
             figure = inline(f"examples-{len(drawn)}", plot_examples(group), describe(group))
-            drawn.append((fmt.attack_name(attack) if attack else "an attack", figure))
+            drawn.append((caption(group), figure))
     return drawn, problems
 
 

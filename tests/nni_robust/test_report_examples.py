@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+from nni_robust.adversarial import AdversarialExamples
 from nni_robust.errors import UserError
 from nni_robust.report import Examples, build_report, plot_examples, read_examples
+from nni_robust.threat import ThreatModel
 
 CLEAN = np.random.default_rng(0).uniform(0.2, 0.8, (3, 1, 4, 4)).astype(np.float32)
 NOISE = 0.05 * np.sign(np.random.default_rng(1).normal(size=CLEAN.shape)).astype(np.float32)
@@ -94,7 +97,7 @@ def test_large_pictures_are_drawn_smaller(examples: Examples) -> None:
         {"adversarial": CLEAN[:2]},
         {"clean": CLEAN[:, 0]},
         {"adversarial": np.full_like(CLEAN, np.nan)},
-        {"clean": CLEAN[:0], "adversarial": CLEAN[:0]},
+        {"clean": CLEAN[:0], "adversarial": CLEAN[:0]},  # without pictures, but with labels
         {"classes": 3},
     ],
     ids=["no labels", "one label", "fewer", "no channels", "nan", "empty", "classes"],
@@ -112,3 +115,18 @@ def test_other_files_are_refused_and_named_in_the_report(tmp_path: Path, changes
         "Pictures before and after PGD-20, eps 0.05. Undefended: 1 held, 1 broken, 1 wrong" in page
     )
     assert page.count("<image ") == 9
+
+
+def test_files_of_an_evaluation_are_read_too(tmp_path: Path) -> None:
+    """They hold what was broken, and may be large; or nothing, where nothing was."""
+    tensors = {k: torch.from_numpy(v) for k, v in TENSORS.items()}
+    claim = AdversarialExamples(**tensors, attack="pgd20@0.05", threat=ThreatModel(eps=0.05))
+    saved = claim.save(tmp_path / "examples" / "best")
+    assert read_examples(saved).only_broken
+    assert len(read_examples(saved, 2)) == 2
+    nothing = {k: v[:0] for k, v in tensors.items()}
+    AdversarialExamples(**nothing, attack="fgsm@0.05", threat=claim.threat).save(saved.parent)
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "PGD-20, eps 0.05. The first pictures that it broke." in page
+    assert "FGSM" not in page
