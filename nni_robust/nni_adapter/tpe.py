@@ -1,15 +1,17 @@
-"""NNI's TPE strategy with two repairs: it maximises, and it takes choices of inputs.
+"""NNI's TPE strategy with three repairs: it maximises, takes choices of inputs, and does not sleep.
 
 NNI 3.0's own hands its tuner the metric without a word on its direction, and the tuner minimises
 unless it is told otherwise: a search for robust networks looks for the weakest. On spaces with an
 ``InputChoice``, such as DARTS' cells, it ends in ``NotImplementedError: as_legacy_dict``
-(https://github.com/microsoft/nni/issues/5656 has both).
+(https://github.com/microsoft/nni/issues/5656 has both). And it sleeps a second after every model,
+also where workers wait.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import nni
 from nni.mutable import CategoricalMultiple, MutableAnnotation
 from nni.nas.strategy import TPE as NniTPE
 
@@ -65,18 +67,25 @@ class TPE(NniTPE):
         return initialized
 
     def _run(self) -> None:
-        # NNI asks the choices in the middle of its loop, and those of inputs have no answer.
-        own = CategoricalMultiple.__dict__.get("as_legacy_dict")
-        CategoricalMultiple.as_legacy_dict = _as_choice
-        try:
-            super()._run()
-        finally:
-            if own is None:
-                del CategoricalMultiple.as_legacy_dict
-            else:
-                CategoricalMultiple.as_legacy_dict = own
+        # NNI's loop asks the choices in its middle, where those of inputs have no answer, and
+        # sleeps a second after every model.
+        choices = {label: _as_choice(m) for label, m in self.model_space.simplify().items()}
+        with self._thread_lock:
+            self.tuner.update_search_space(choices)
+        while self.wait_for_resource():
+            with self._thread_lock:
+                try:
+                    sample = self.tuner.generate_parameters(self._model_count)
+                except nni.NoMoreTrialError:
+                    return
+                model = self.model_space.freeze(sample)
+                self._model_to_id[model] = self._model_count
+                self._model_count += 1
+            self.engine.submit_models(model)
 
 
-def _as_choice(mutable: Any) -> dict[str, Any]:
-    """One of several inputs as a choice of lists, which is how a sample has it."""
-    return {"_type": "choice", "_value": [[value] for value in mutable.values]}
+def _as_choice(mutable: Any) -> Any:
+    """The tuner's form of a choice; one of several inputs is a choice of lists, as in a sample."""
+    if isinstance(mutable, CategoricalMultiple):
+        return {"_type": "choice", "_value": [[value] for value in mutable.values]}
+    return mutable.as_legacy_dict()
