@@ -36,6 +36,10 @@ BENCHES = {
         "nni_robust.cli._bench_overhead",
         "seconds that a trial costs before it does anything, against NNI's default",
     ),
+    "train-step": (
+        "nni_robust.cli._bench_train_step",
+        "one adversarial training step, side by side with steps written like the seeds'",
+    ),
 }
 
 
