@@ -11,8 +11,7 @@ import nni
 
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_task
-from nni_robust.distillation import SearchSettings, search_tutors
-from nni_robust.distillation.search import Unrelaxed
+from nni_robust.distillation import SearchSettings, Unrelaxed, search_tutors
 from nni_robust.relaxation import relax
 from nni_robust.task import Task
 from nni_robust.teacher import Teacher, teacher_from_store

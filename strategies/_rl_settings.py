@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nni_robust.config import strict
-from nni_robust.errors import UserError
+from nni_robust.errors import UserError, nearest
 
-__all__ = ["Learning", "Rewards", "Score", "rewards_of"]
+__all__ = ["FAILED", "Learning", "Rewards", "Score", "one_of", "rewards_of"]
 
 #: Reward of a network whose trial failed, and the lowest that any other gets. There is no highest:
 #: a bound makes good networks equal, and nothing is learned from the best ones any more.
@@ -167,3 +167,13 @@ def rewards_of(
         "budgeted": max(FAILED, 10 * gain + kappa * compressed),
         "n2n": accuracy / max(least, 1e-6) * compressed,
     }
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuse a setting that is none of the allowed values."""
+    if value not in allowed:
+        known = [str(option) for option in allowed if option is not None]
+        raise UserError(
+            f"strategy.{name}: {value!r} is not allowed{nearest(str(value), known)} (allowed: "
+            f"{', '.join(known)})"
+        )

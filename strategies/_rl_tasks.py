@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from nni_robust.tasks import load_task_file, task_shape
 from ._phases import blank_space
 from ._rl_settings import Score
 
-__all__ = ["Target", "budget_of", "is_trainable", "resolve_tasks"]
+__all__ = ["Target", "budget_of", "is_trainable", "most_tasks", "resolve_tasks"]
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Task))
 
@@ -173,3 +174,12 @@ def _name(task: Task) -> str:
     kind = attack.get("name", "attack") if isinstance(attack, Mapping) else attack
     parts = [task.dataset, task.teacher.architecture if task.teacher else None, kind]
     return "/".join(str(part) for part in parts if part is not None)
+
+
+def most_tasks(given: Sequence[Any] | Mapping[str, Any] | None) -> int:
+    """How many tasks a list, or the combinations of buffers, can hold."""
+    if given is None:
+        return 0
+    if isinstance(given, Mapping):
+        return math.prod(len(values) for values in given.values() if isinstance(values, list))
+    return len(given)

@@ -20,38 +20,29 @@ evaluation is spent on a network whose score is known; the best networks so far 
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nni_robust.config import as_mapping, parse
-from nni_robust.data.seeding import derive_seed
-from nni_robust.errors import UserError, nearest
+from nni_robust.errors import UserError
 from nni_robust.policy import Policy, load_policy, read_choices, save_policy
 from nni_robust.sampling import Sample
-from nni_robust.store import content_key, write_text
-from nni_robust.teacher import TeacherTraining
+from nni_robust.store import write_text
 
 from ._phases import PhasedStrategy
-from ._rl_episodes import draw_episodes
-from ._rl_learner import Learner, Rollout
-from ._rl_settings import FAILED, Learning, Rewards, Score, rewards_of
-from ._rl_tasks import Target, budget_of, is_trainable, resolve_tasks
+from ._rl_learner import Learner
+from ._rl_meta import META, batches, meta_train
+from ._rl_reference import REFERENCES, find_reference
+from ._rl_rounds import Rounds
+from ._rl_settings import Learning, Rewards, one_of
+from ._rl_tasks import Target, budget_of, most_tasks, resolve_tasks
 
 __all__ = ["RLCompressor"]
 
-_log = logging.getLogger(__name__)
-
 _FROM_SCRATCH, _FINE_TUNING = 40, 5
-_META = ("multitask", "reptile", "off")
-#: Reptile: updates on one task, and the share of the way that the policy then moves.
-_INNER, _OUTER = 3, 0.5
-_REFERENCES = ("protocol", "teacher", "batch")
 
 
 class RLCompressor(PhasedStrategy):
@@ -182,15 +173,15 @@ class RLCompressor(PhasedStrategy):
             {"reward": reward, "lam": lam, "kappa": kappa, "compression": compression},
             "strategy",
         )
-        _one_of("meta", meta, (*_META, None))
-        _one_of("reference", reference, (*_REFERENCES, None))
+        one_of("meta", meta, (*META, None))
+        one_of("reference", reference, (*REFERENCES, None))
         self.meta = meta or ("off" if tasks is None else "multitask")
         if self.meta != "off" and tasks is None:
             raise UserError(f"strategy.tasks is missing; strategy.meta: {self.meta} needs tasks")
         self.meta_updates = meta_updates if self.meta != "off" else 0
         if updates is None:
             updates = _FINE_TUNING if policy is not None or self.meta_updates else _FROM_SCRATCH
-        self.updates, self.rollouts, self.horizon = updates, rollouts, horizon
+        self.updates, self.rollouts = updates, rollouts
         self.tasks_per_update, self.hidden, self.keep_bias = tasks_per_update, hidden, keep_bias
         for name, value, least in (
             ("updates", updates, 0 if self.meta_updates else 1),
@@ -204,17 +195,29 @@ class RLCompressor(PhasedStrategy):
                 raise UserError(
                     f"strategy.{name}: {value!r} is not allowed; a whole number >= {least} is"
                 )
-        self.distinct, self.reference, self.use_lips = distinct, reference, use_lips
+        self.reference, self.use_lips = reference, use_lips
         self.budget, self.minimum, self.seed = budget, dict(minimum or {}), seed
         self.given_policy, self.given_tasks, self.holdout = policy, tasks, list(holdout or [])
-        self.steps: list[dict[str, Any]] = []
-        self._known: dict[str, dict[str, Any] | None] = {}
-        self._loaded: dict[str, dict[str, Any] | None] = {}
+        self.rounds = Rounds(
+            self.rewards,
+            rollouts=rollouts,
+            horizon=horizon,
+            distinct=distinct,
+            seed=seed,
+            searches=updates > 0,
+        )
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The log, an entry per network drawn."""
+        return self.rounds.steps
 
     @property
     def candidates(self) -> int:
         """Most networks that are evaluated."""
-        return self.rollouts * (self._meta_batches() * self._concurrent() + self.updates)
+        return self.rollouts * (
+            batches(self.meta, self.meta_updates) * self._concurrent() + self.updates
+        )
 
     @property
     def trials(self) -> int:
@@ -222,19 +225,10 @@ class RLCompressor(PhasedStrategy):
         return self.candidates + 2 * (1 + self._most_tasks())
 
     def _most_tasks(self) -> int:
-        if self.meta == "off" or self.given_tasks is None:
-            return 0
-        if isinstance(self.given_tasks, Mapping):
-            return math.prod(
-                len(values) for values in self.given_tasks.values() if isinstance(values, list)
-            )
-        return len(self.given_tasks)
+        return 0 if self.meta == "off" else most_tasks(self.given_tasks)
 
     def _concurrent(self) -> int:
         return min(self.tasks_per_update, self._most_tasks())
-
-    def _meta_batches(self) -> int:
-        return self.meta_updates * (_INNER if self.meta == "reptile" else 1)
 
     def extra_repr(self) -> str:
         return f"updates={self.updates}, rollouts={self.rollouts}, seed={self.seed}"
@@ -265,61 +259,51 @@ class RLCompressor(PhasedStrategy):
             self.policy = Policy(
                 choices, hidden=self.hidden, keep_bias=self.keep_bias, seed=self.seed
             )
+        self.rounds.begin(self.policy, self.target, self._evaluate, self._evaluator)
         return model_space
+
+    def _evaluate(
+        self, samples: list[Sample], evaluators: list[Any]
+    ) -> tuple[list[dict[str, Any] | None], int]:
+        """Metrics of networks, and how many of them there was budget for."""
+        before = len(self._submitted)
+        found = self.evaluate(samples, evaluators)
+        return found, len(self._submitted) - before
 
     def _run(self) -> None:
         targets = list(dict.fromkeys([*self.meta_targets, *([self.target] * (self.updates > 0))]))
         for target in targets:
-            self._prepare(target)
+            find_reference(
+                self,
+                self.rounds,
+                target,
+                reference=self.reference,
+                use_lips=self.use_lips,
+                seed=self.seed,
+            )
         values = [target.lipschitz for target in targets if target.lipschitz is not None]
         if values:
             self.policy.lipschitz = float(np.mean(values))
-        self._meta_train()
+        if self.meta_updates:
+            meta_train(
+                self.rounds,
+                self.learning,
+                self.meta_targets,
+                meta=self.meta,
+                updates=self.meta_updates,
+                tasks=self.tasks_per_update,
+                seed=self.seed,
+            )
         learner = Learner(self.policy, self.learning, self.updates)
         for update in range(self.updates):
-            if not self._update(learner, [self.target], "search", update):
+            if not self.rounds.update(learner, [self.target], "search", update):
                 break
-        if self.steps and all(metrics is None for metrics in self._known.values()):
+        known = self.rounds.known
+        if self.steps and all(metrics is None for metrics in known.values()):
             raise UserError(
-                f"zero candidates left: all {len(self._known)} failed; see their reasons in the "
+                f"zero candidates left: all {len(known)} failed; see their reasons in the "
                 "store or in NNI's web UI"
             )
-
-    def _prepare(self, target: Target) -> None:
-        """Train or load a task's teacher, and find what rewards compare with."""
-        evaluator = self.model_space.evaluator
-        kind = self.reference or ("protocol" if target.compresses else "batch")
-        needs = bool(getattr(evaluator, "needs_teacher", False))
-        learns = getattr(evaluator, "recipe", None) is not None
-        if kind == "teacher" and not is_trainable(target.task):
-            raise UserError(
-                f"strategy.reference: 'teacher' is not allowed for task {target.name}, whose "
-                "teacher has neither weights nor train"
-            )
-        if (needs or kind == "teacher" or (self.use_lips and learns)) and is_trainable(target.task):
-            if evaluator.store is None:
-                raise UserError(f"strategy {self.name} needs an evaluator with a store folder")
-            training = TeacherTraining(
-                task=as_mapping(target.task),
-                store=evaluator.store,
-                seed=getattr(evaluator, "seed", self.seed),
-                score_limit=getattr(evaluator, "score_limit", None),
-            )
-            record = self.prepare(training, target.options.largest, f"the teacher of {target.name}")
-            target.teacher_key = str(record["key"])
-            target.lipschitz = record["lipschitz"] if self.use_lips else None
-            if kind == "teacher":
-                target.reference = self._score(target, target.options.teacher, record["metrics"])
-        if kind == "protocol":
-            sample = target.options.largest
-            found = self.evaluate([sample], self._evaluator(target, "reference"))[0]
-            if found is not None:
-                target.reference = self._score(target, target.options.teacher, found)
-            else:
-                _log.warning(
-                    "the teacher of %s has no score; rewards compare with the first batch",
-                    target.name,
-                )
 
     def _evaluator(self, target: Target, phase: str) -> Any:
         """The evaluator for a task."""
@@ -335,155 +319,6 @@ class RLCompressor(PhasedStrategy):
         if target.teacher_key is not None and hasattr(evaluator, "teacher"):
             changes["teacher"] = target.teacher_key
         return evaluator.variant(**changes) if changes else evaluator
-
-    def _score(self, target: Target, sample: Sample, metrics: Mapping[str, Any]) -> Score:
-        what = self.rewards.compression
-        return Score.of(metrics, target.clean, target.cost(sample, metrics, what))
-
-    def _meta_train(self) -> None:
-        """Updates on drawn tasks."""
-        targets = self.meta_targets
-        learner = Learner(self.policy, self.learning, self._meta_batches())
-        for update in range(self.meta_updates):
-            rng = np.random.default_rng(derive_seed(self.seed, "tasks", update))
-            drawn = rng.choice(len(targets), self._drawn(), replace=False)
-            chosen = [targets[int(place)] for place in drawn]
-            if self.meta == "multitask":
-                going = self._update(learner, chosen, "meta", update)
-            else:
-                going = self._reptile(learner, chosen, update)
-            if not going:
-                return
-
-    def _drawn(self) -> int:
-        return min(self.tasks_per_update, len(self.meta_targets))
-
-    def _reptile(self, learner: Learner, targets: Sequence[Target], update: int) -> bool:
-        """Move half of the way to the mean of where updates on single tasks lead."""
-        network = self.policy.network
-        start = {name: value.clone() for name, value in network.state_dict().items()}
-        moved = {name: value.new_zeros(value.shape) for name, value in start.items()}
-        for target in targets:
-            network.load_state_dict(start)
-            learner.fresh()
-            for inner in range(_INNER):
-                if not self._update(learner, [target], "meta", update * _INNER + inner):
-                    network.load_state_dict(start)
-                    return False
-            for name, value in network.state_dict().items():
-                moved[name] += (value - start[name]) / len(targets)
-        network.load_state_dict({name: start[name] + _OUTER * moved[name] for name in start})
-        return True
-
-    def _update(self, learner: Learner, targets: Sequence[Target], stage: str, number: int) -> bool:
-        """Draw, evaluate, learn; False where there was no budget for it, or nothing new is left."""
-        batch: list[tuple[Target, list[Rollout]]] = []
-        for target in targets:
-            seed = derive_seed(self.seed, stage, number, target.key)
-            episodes = draw_episodes(
-                self.policy,
-                target,
-                self.rollouts,
-                np.random.default_rng(seed),
-                horizon=self.horizon,
-                distinct=self.distinct,
-                known=partial(self._is_known, target),
-            )
-            batch.append((target, episodes))
-        fresh = {
-            _key(target, rollout.draws[-1].sample)
-            for target, rollouts in batch
-            for rollout in rollouts
-        } - set(self._known)
-        if not self._measure(batch, stage):
-            return False
-        rollouts = [rollout for _, episodes in batch for rollout in episodes]
-        rewards = [self._reward(target, episodes) for target, episodes in batch]
-        learner.measure(rollouts)
-        learner.update(rollouts, number)
-        for (target, episodes), both in zip(batch, rewards, strict=True):
-            for place, rollout in enumerate(episodes):
-                sample = rollout.draws[-1].sample
-                key = _key(target, sample)
-                metrics = self._known[key] or {}
-                self.steps.append(
-                    {
-                        "stage": stage,
-                        "update": number,
-                        "rollout": place,
-                        "task": target.name,
-                        "task_key": target.key,
-                        "sample": sample,
-                        "repeat": key not in fresh,
-                        "log_prob": rollout.log_prob,
-                        "entropy": rollout.entropy,
-                        "reward": rollout.reward,
-                        **{f"reward_{name}": value for name, value in both[place].items()},
-                        "advantage": rollout.advantage,
-                        "robust": metrics.get("default"),
-                        "clean": metrics.get("clean"),
-                        "cost": target.cost(sample, metrics, self.rewards.compression),
-                    }
-                )
-                fresh.discard(key)
-        return True
-
-    def _is_known(self, target: Target, sample: Sample) -> bool:
-        return _key(target, sample) in self._known
-
-    def _measure(self, batch: Sequence[tuple[Target, list[Rollout]]], stage: str) -> bool:
-        """Evaluate what is not known yet, all of it side by side."""
-        keys: list[str] = []
-        samples: list[Sample] = []
-        evaluators: list[Any] = []
-        answered: dict[str, dict[str, Any] | None] = {}
-        for target, rollouts in batch:
-            # Only networks for the experiment's own task can win, if there is a search for it.
-            rival = stage == "search" or target is self.target or not self.updates
-            evaluator = self._evaluator(target, "candidate" if rival else "meta")
-            for rollout in rollouts:
-                sample = rollout.draws[-1].sample
-                key = _key(target, sample)
-                if key in self._loaded and key not in self._known:
-                    answered[key] = self._loaded[key]
-                elif key not in self._known and key not in keys:
-                    keys.append(key)
-                    samples.append(sample)
-                    evaluators.append(evaluator)
-        before = len(self._submitted)
-        found = self.evaluate(samples, evaluators)
-        submitted = len(self._submitted) - before
-        for key, metrics in zip(keys[:submitted], found, strict=False):
-            self._known[key] = metrics
-        self._known |= answered
-        return submitted == len(samples)
-
-    def _reward(self, target: Target, rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
-        """Set the rewards of a task's rollouts; returns both forms of each."""
-        scores: list[Score | None] = []
-        for rollout in rollouts:
-            sample = rollout.draws[-1].sample
-            metrics = self._known[_key(target, sample)]
-            scores.append(None if metrics is None else self._score(target, sample, metrics))
-        good = [score for score in scores if score is not None]
-        if target.reference is None and good:
-            teacher = target.teacher_cost
-            target.reference = Score(
-                float(np.mean([score.robust for score in good])),
-                float(np.mean([score.clean for score in good])),
-                None if teacher is None else getattr(teacher, self.rewards.compression),
-            )
-        both = []
-        for rollout, score in zip(rollouts, scores, strict=True):
-            if score is None or target.reference is None:
-                values = {"budgeted": FAILED, "n2n": FAILED}
-            else:
-                values = rewards_of(
-                    score, target.reference, self.rewards, compresses=target.compresses
-                )
-            rollout.reward = values[self.rewards.reward]
-            both.append(values)
-        return both
 
     def winner(self) -> dict[str, Any] | None:
         """The network of the highest reward for the experiment's own task, with its log entry."""
@@ -510,7 +345,7 @@ class RLCompressor(PhasedStrategy):
             Path(run) / "policy",
             {
                 "tasks": sorted({step["task"] for step in self.steps}),
-                "evaluations": len(self._known),
+                "evaluations": len(self.rounds.known),
                 "meta": self.meta,
                 "updates": self.updates,
                 "begun_with": self.given_policy,
@@ -519,21 +354,8 @@ class RLCompressor(PhasedStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: all metrics known so far. The rest follows from them and the seed."""
-        return {"known": {**self._loaded, **self._known}}
+        return {"known": {**self.rounds.loaded, **self.rounds.known}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`: the same search, without evaluating what is known."""
-        self._loaded = dict(state_dict["known"])
-
-
-def _key(target: Target, sample: Mapping[str, Any]) -> str:
-    return content_key(target.key, dict(sample))
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        known = [str(option) for option in allowed if option is not None]
-        raise UserError(
-            f"strategy.{name}: {value!r} is not allowed{nearest(str(value), known)} (allowed: "
-            f"{', '.join(known)})"
-        )
+        self.rounds.loaded = dict(state_dict["known"])

@@ -16,13 +16,11 @@ from nni_robust.distillation.maps import (
     distances,
     tap_sides,
 )
-from nni_robust.distillation.search import (
-    CostTerm,
-    SearchOutcome,
-    SearchSettings,
-    search_tutors,
-    split_pictures,
-)
+from nni_robust.distillation.networks import Unrelaxed
+from nni_robust.distillation.outcome import SearchOutcome
+from nni_robust.distillation.pictures import split_pictures
+from nni_robust.distillation.search import search_tutors
+from nni_robust.distillation.settings import CostTerm, SearchSettings
 from nni_robust.distillation.taps import TAP_RULES, TapPoint, TapSpec, find_taps
 from nni_robust.distillation.term import CrossLayerTerm, ResolvedTutors
 from nni_robust.distillation.tutors import TutorMatrix
@@ -40,6 +38,7 @@ __all__ = [
     "TapPoint",
     "TapSpec",
     "TutorMatrix",
+    "Unrelaxed",
     "attention_map",
     "describe_layers",
     "distances",

@@ -12,7 +12,6 @@ weights' loss is the same without the cost, which does not depend on them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from nni_robust.config import as_mapping
-from nni_robust.data import DataSplits, Images
-from nni_robust.data.seeding import derive_seed, generator, stratified_order
+from nni_robust.data import DataSplits
+from nni_robust.data.seeding import derive_seed, generator
 from nni_robust.distillation.costs import CostModel
 from nni_robust.distillation.maps import MapSession, describe_layers, distances
+from nni_robust.distillation.networks import frozen_weights
 from nni_robust.distillation.observe import observe
-from nni_robust.distillation.settings import CostTerm, SearchSettings
+from nni_robust.distillation.outcome import SearchOutcome, found
+from nni_robust.distillation.pictures import split_pictures
+from nni_robust.distillation.settings import SearchSettings
 from nni_robust.distillation.state import load_search, save_search
 from nni_robust.distillation.taps import find_taps
 from nni_robust.distillation.tutors import TutorMatrix
@@ -39,92 +41,7 @@ from nni_robust.training._records import TrainingDiverged
 from nni_robust.training.losses import build_loss, kl_divergence
 from nni_robust.training.schedules import Schedule
 
-__all__ = [
-    "CostTerm",
-    "SearchOutcome",
-    "SearchSettings",
-    "Unrelaxed",
-    "search_tutors",
-    "split_pictures",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchOutcome:
-    """What a search found; JSON-able by ``dataclasses.asdict``.
-
-    Parameters
-    ----------
-    sample
-        The architecture: the largest logit of each choice.
-    probabilities
-        Softmax of the logits of each choice, in the order of its values.
-    tutors
-        For each student layer a mapping: ``student``, ``tutor``, ``teacher`` (its number),
-        ``probability`` and ``margin`` (over the second best).
-    matrix
-        Probabilities (n_s, n_t) of all pairs.
-    students, layers
-        Layers of the student and of the teachers in order of depth: ``name``, ``kind``, ``side``
-        (height of the map), and of teachers ``teacher``, the teacher's number.
-    history
-        One mapping per epoch.
-    """
-
-    sample: dict[str, Any]
-    probabilities: dict[str, list[float]]
-    tutors: list[dict[str, Any]]
-    matrix: list[list[float]]
-    students: list[dict[str, Any]]
-    layers: list[dict[str, Any]]
-    history: list[dict[str, float]]
-
-
-class Unrelaxed:
-    """A plain network in the place of a relaxed one: only tutors are searched."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.choices: Mapping[str, Sequence[Any]] = {}
-
-    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Nothing to set."""
-
-    def cost(self, weights: Mapping[str, Tensor], input_shape: Sequence[int]) -> dict[str, Tensor]:
-        """Nothing that a choice could change."""
-        return {}
-
-    def sample(self, weights_or_logits: Mapping[str, Tensor]) -> dict[str, Any]:
-        """No choices."""
-        return {}
-
-    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
-        """The network itself."""
-        return self.network
-
-
-def split_pictures(pictures: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Pictures for the weights and pictures for the logits, without a common one.
-
-    Parameters
-    ----------
-    pictures
-        The training split.
-    share
-        Share of the second part; classes are in their shares in both.
-    seed
-        Of the split.
-
-    Raises
-    ------
-    UserError
-        If a part would be empty.
-    """
-    order = stratified_order(pictures.labels, seed, "logits split")
-    cut = math.floor(len(order) * share + 0.5)
-    if not 0 < cut < len(order):
-        raise UserError(f"share: {share!r} of {len(order)} training pictures leaves a part empty")
-    return pictures.take(order[cut:]), pictures.take(order[:cut])
+__all__ = ["search_tutors"]
 
 
 def search_tutors(
@@ -257,13 +174,13 @@ class _Search:
         )
         self.network.train()
         weights = self._pass("weights", tau)
-        with _frozen_weights(self.network):
-            found = self._pass("logits", tau)
+        with frozen_weights(self.network):
+            logits = self._pass("logits", tau)
         record = {
             "epoch": float(self.epoch + 1),
             "tau": tau,
             "loss": weights["loss"],
-            **{key: found[key] for key in ("ce", "kl", "attn", "cost", "accuracy")},
+            **{key: logits[key] for key in ("ce", "kl", "attn", "cost", "accuracy")},
             "entropy_tutors": self.tutors.entropy(),
             "entropy_choices": self._choice_entropy(),
             "seconds": round(time.monotonic() - began, 3),
@@ -354,8 +271,8 @@ class _Search:
 
     def _choice_entropy(self) -> float:
         """Mean entropy of the choices in nats."""
-        found = [w.detach().softmax(0) for w in self.logits.values()]
-        values = [float(-(p * p.clamp_min(1e-30).log()).sum()) for p in found]
+        shares = [w.detach().softmax(0) for w in self.logits.values()]
+        values = [float(-(p * p.clamp_min(1e-30).log()).sum()) for p in shares]
         return sum(values) / len(values) if values else 0.0
 
     def _identity(self) -> dict[str, Any]:
@@ -395,52 +312,5 @@ class _Search:
             )
             for layer in describe_layers(network, taps, self.shape)
         ]
-        matrix = self.tutors.probabilities().cpu()
-        chosen, margins = self.tutors.harden().tolist(), self.tutors.margin().tolist()
-        tutors = [
-            {
-                "student": students[i]["name"],
-                "tutor": layers[j]["name"],
-                "teacher": layers[j]["teacher"],
-                "probability": round(float(matrix[i, j]), 6),
-                "margin": round(margins[i], 6),
-            }
-            for i, j in enumerate(chosen)
-        ]
-        return SearchOutcome(
-            sample=dict(self.relaxed.sample(self.logits)) if self.logits else {},
-            probabilities={
-                label: [round(p, 6) for p in w.detach().softmax(0).tolist()]
-                for label, w in self.logits.items()
-            },
-            tutors=tutors,
-            matrix=[[round(p, 6) for p in row] for row in matrix.tolist()],
-            students=students,
-            layers=layers,
-            history=self.history,
-        )
-
-
-class _frozen_weights:
-    """Weights get no gradient, and norms keep their running statistics, while the logits learn."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def __enter__(self) -> None:
-        self.grads = [(p, p.requires_grad) for p in self.network.parameters()]
-        self.norms = [
-            (m, m.momentum)
-            for m in self.network.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        for parameter, _ in self.grads:
-            parameter.requires_grad_(False)
-        for norm, _ in self.norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *_: Any) -> None:
-        for parameter, requires in self.grads:
-            parameter.requires_grad_(requires)
-        for norm, momentum in self.norms:
-            norm.momentum = momentum
+        sample = dict(self.relaxed.sample(self.logits)) if self.logits else {}
+        return found(sample, self.logits, self.tutors, students, layers, self.history)

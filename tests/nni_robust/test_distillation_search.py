@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from nni_robust.config import as_mapping, parse
 from nni_robust.data import load_dataset
-from nni_robust.distillation import SearchSettings, search_tutors, split_pictures
-from nni_robust.distillation.search import Unrelaxed
+from nni_robust.distillation import SearchSettings, Unrelaxed, search_tutors, split_pictures
 from nni_robust.errors import UserError
 from nni_robust.relaxation import relax
 from nni_robust.search_spaces import InvertedResidualSpace, WideResNetSpace

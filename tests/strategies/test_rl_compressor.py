@@ -108,7 +108,7 @@ def test_deterministic_and_resumed() -> None:
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
     models = search(resumed)
     assert resumed.steps == whole.steps
-    assert len(models) == len(whole._known) - 7
+    assert len(models) == len(whole.rounds.known) - 7
     other = RLCompressor(updates=1, rollouts=3, seed=6)
     search(other)
     assert samples(other) != samples(whole)[:3]
