@@ -46,11 +46,19 @@ from nni_robust.threat import ThreatModel
 from nni_robust.training import Recipe, train
 
 EPS = 8 / 255
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "random": {"name": "random"},
-    "regularized-evolution": {"name": "regularized-evolution", "population_size": 30},
-    "tpe": {"name": "tpe"},
-    "rl-compressor": {"name": "rl-compressor"},
+#: Strategy -> its settings for so many candidates, and how many at most. The policy of the RL
+#: compressor knows what it wants by then, and draws nothing new; TPE grows with the square.
+STRATEGIES: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
+    "random": (lambda number: {"name": "random"}, 6400),
+    "regularized-evolution": (
+        lambda number: {"name": "regularized-evolution", "population_size": 30},
+        6400,
+    ),
+    "tpe": (lambda number: {"name": "tpe"}, 3200),
+    "rl-compressor": (
+        lambda number: {"name": "rl-compressor", "updates": number // 4, "rollouts": 4},
+        800,
+    ),
 }
 TABLE = {
     "task": {"dataset": "blank", "threat": {"eps": "8/255"}, "attack": "pgd20"},
@@ -166,7 +174,7 @@ def size(side: int) -> float:
 
 def candidates(strategy: str) -> Callable[[int], float]:
     def cost(number: int) -> float:
-        settings = {**TABLE, "strategy": STRATEGIES[strategy]}
+        settings = {**TABLE, "strategy": STRATEGIES[strategy][0](number)}
         settings["nni"] = {"engine": "sequential", "trials": number}
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run_experiment(settings)
@@ -178,7 +186,7 @@ def candidates(strategy: str) -> Callable[[int], float]:
 
 def trials(number: int) -> float:
     """Trials of NNI's training service that look their figure up, two at a time."""
-    settings = {**TABLE, "strategy": STRATEGIES["random"]}
+    settings = {**TABLE, "strategy": {"name": "random"}}
     settings["evaluator"] = {**settings["evaluator"], "as_trials": True}  # type: ignore[dict-item]
     settings["nni"] = {"trials": number, "concurrency": 2, "port": free_port()}
     began = time.monotonic()
@@ -221,9 +229,13 @@ QUANTITIES: dict[str, Quantity] = {
     "picture side": Quantity((32, 64, 96, 128, 192, 224), (32, 64), size),
     **{
         f"candidates, {name}": Quantity(
-            (100, 400, 1600, 6400), (4, 8), candidates(name), "CPU", rounds=2
+            [number for number in (100, 200, 400, 800, 1600, 3200, 6400) if number <= most],
+            (4, 8),
+            candidates(name),
+            "CPU",
+            rounds=2,
         )
-        for name in STRATEGIES
+        for name, (_, most) in STRATEGIES.items()
     },
     "trials of NNI": Quantity((25, 100, 400), (2, 4), trials, "clock", rounds=1),
     "workers": Quantity((1, 2, 4), (1, 2), workers, "clock", rounds=3),
