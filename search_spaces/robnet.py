@@ -93,7 +93,8 @@ class _Backbone(nn.Module):
             s1 = self.stem1(s0)
         else:
             s0 = s1 = self.stem(x)
-        older, newer = Map(s0), Map(s1)
+        older = Map(s0)
+        newer = older if s1 is s0 else Map(s1)
         for index, cell in enumerate(self.cells):
             s1 = cell(older.value, newer.value, sources=(older, newer))
             if str(index) in self.denoise:

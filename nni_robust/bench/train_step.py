@@ -146,10 +146,11 @@ def _contests(settings: TrainStepBench) -> Iterator[Contest]:
         model, n = build(name)
         x, y = torch.rand(n, 3, 32, 32), torch.randint(0, _CLASSES, (n,))
         for steps in settings.steps:
-            yield Contest(f"pgd{steps}", name, n, _contenders(model, x, y, steps))
+            yield Contest(f"pgd{steps}", name, n, contenders(model, x, y, steps))
 
 
-def _contenders(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Contender]:
+def contenders(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Contender]:
+    """Who takes a step on a batch, with so many steps of the attack; each on a copy."""
     how: dict[str, Any] = {"eps": _EPS, "step": _STEP, "steps": steps}
     found = {
         OURS: _ours(copy.deepcopy(model), x, y, steps, fold="auto"),

@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
 
     changes: dict[str, Any] = {}
     if args.quick:
-        changes = {"networks": ("robnet-large-c12@2",), "turns": 2, "steps": (3,)}
+        changes = {"networks": ("resnet18-w16@2",), "turns": 2, "steps": (3,)}
     if args.turns is not None:
         changes["turns"] = args.turns
     if args.networks is not None:
