@@ -43,7 +43,7 @@ class Pointwise:
             and conv.groups == 1
             and conv.weight.dtype == torch.float32
             and conv.weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
 
     def __call__(self, x: Tensor) -> Tensor:
