@@ -28,6 +28,7 @@ from nni_robust.threat import eps_label
 
 __all__ = [
     "best_architecture",
+    "check_rows",
     "final_rows",
     "pairs",
     "recipe_text",
@@ -65,6 +66,7 @@ def run_page(run: Run) -> dict[str, Any]:
         "robust_name": fmt.attack_name(robust) if robust else None,
         "headline": _headline(run, robust),
         "finals": final_rows(run),
+        "checks": check_rows(run),
         "candidates": candidate_table([Labelled(run.name, run, best)]),
         "best": best,
         "best_problem": best_problem,
@@ -247,6 +249,30 @@ def final_rows(run: Run) -> dict[str, Any]:
                 "unreliable": unreliable(network),
             }
             for network in run.networks
+        ],
+    }
+
+
+def check_rows(run: Run) -> dict[str, Any]:
+    """Every check of the final networks' figures: its status for each network, and why."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    titles = []
+    for network in run.networks:
+        flags = network.get("reliability")
+        checks = flags.get("checks") if isinstance(flags, Mapping) else None
+        if not isinstance(checks, Mapping):
+            continue
+        title = network_title(str(network.get("label", fmt.MISSING)))
+        titles.append(title)
+        for name, check in checks.items():
+            if isinstance(check, Mapping):
+                told = str(check.get("status") or fmt.MISSING), str(check.get("reason") or "")
+                found.setdefault(str(name), {})[title] = told
+    missing = (fmt.MISSING, "")
+    return {
+        "titles": titles,
+        "rows": [
+            (name, [by.get(title, missing) for title in titles]) for name, by in found.items()
         ],
     }
 

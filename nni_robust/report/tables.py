@@ -141,7 +141,8 @@ def to_csv(records: Iterable[Record]) -> str:
     Parameters
     ----------
     records
-        Records of ``candidates.jsonl``. Codes of several cells and samples are written as JSON;
+        Records of ``candidates.jsonl``. Codes of several cells and samples are written as JSON,
+        checks that failed by their names at ``unreliable``;
         records of several runs have their run's name at ``run``.
     """
     rows = list(records)
@@ -153,18 +154,26 @@ def to_csv(records: Iterable[Record]) -> str:
             metrics.update(dict.fromkeys(row["metrics"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*fixed, *metrics, "sample", "error"])
+    writer.writerow([*fixed, *metrics, "unreliable", "sample", "error"])
     for row in rows:
         values = row["metrics"] if isinstance(row.get("metrics"), Mapping) else {}
         writer.writerow(
             [
                 *(_cell(row.get(key)) for key in fixed),
                 *(_cell(values.get(key)) for key in metrics),
+                _flags(row),
                 _cell(row.get("sample")),
                 _cell(row.get("error")),
             ]
         )
     return out.getvalue()
+
+
+def _flags(record: Record) -> str:
+    """Names of the checks that failed, with semicolons; ``not checked`` where none is recorded."""
+    if not isinstance(record.get("reliability"), Mapping):
+        return "not checked" if record.get("metrics") else ""
+    return ";".join(reason.split(":", 1)[0] for reason in unreliable(record))
 
 
 def _cell(value: Any) -> str:

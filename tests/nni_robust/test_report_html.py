@@ -233,12 +233,21 @@ def test_unreliable_figures_are_marked(tmp_path, page):
     flags = {"reliable": False, "unreliable": ["zero-gradient: flat & <b>steep</b>", "dynamic: x"]}
     final["networks"][1]["reliability"] = flags
     final["networks"][2]["reliability"] = {"reliable": True, "unreliable": []}
+    checks = {"zero-gradient": {"status": "failed"}, "large-eps": {"status": "not run"}}
+    checks["large-eps"]["reason"] = "it takes <more>"
+    final["networks"][1]["reliability"]["checks"] = checks
+    final["networks"][2]["reliability"]["checks"] = {"large-eps": {"status": "passed"}}
     (folder / "final.json").write_text(json.dumps(final))
     records = [json.loads(line) for line in (folder / "candidates.jsonl").open()]
     records[-1]["reliability"] = flags
     (folder / "candidates.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     text = build_report(folder).read_text(encoding="utf-8")
-    assert text.count('class="tag unreliable"') == 3  # card, row of the table, candidate
+    assert Page(folder / "report.html").rows("checks-table") == [
+        ["zero-gradient", "failed", "–"],
+        ["large-eps", "not run: it takes <more>", "passed"],
+    ]
+    # Card, row of the table, candidate, check.
+    assert text.count('class="tag unreliable"') == 4
     assert text.count("“Random, equal budget” is unreliable") == 1
     assert text.count("is unreliable.</strong>") == 1
     assert "<p>zero-gradient: flat &amp; &lt;b&gt;steep&lt;/b&gt;</p>" in text
