@@ -279,7 +279,7 @@ class AdversarialTraining(StoredEvaluator):
             )
         fsp = self._fsp(network, data)
         history: list[dict[str, Any]] = []
-        seconds = 0.0
+        kept, seconds = 0, 0.0
         if self.recipe is not None:
             result = train(
                 network,
@@ -293,11 +293,11 @@ class AdversarialTraining(StoredEvaluator):
                 wrap=self._term(),
                 logs=self.logs(folder),
             )
-            network, seconds = result.model, result.seconds
+            network, kept, seconds = result.model, result.kept_epoch, result.seconds
             history = [dataclasses.asdict(record) for record in result.history]
         pictures = data.test if self.split == "test" else data.validation
         score = self._score(network, pictures)
-        collapse = check_training(history, data.num_classes)
+        collapse = check_training(history[:kept], data.num_classes)
         cost = measure_cost(network, data.input_shape)
         record: dict[str, Any] = {
             "metrics": {
@@ -309,6 +309,7 @@ class AdversarialTraining(StoredEvaluator):
             **score.more,
             "reliability": score.reliability.replaced([collapse]).as_dict(),
             "history": history,
+            "kept_epoch": kept,
         }
         if fsp is not None:
             record["fsp"] = fsp

@@ -172,6 +172,7 @@ def finish(
                 "steps_curve": record.get("steps_curve", []),
                 "examples": _copy_examples(store.folder(key), run, label),
                 "history": record["history"],
+                "kept_epoch": record.get("kept_epoch"),
                 "note": note,
             }
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -176,11 +177,10 @@ def from_robustbench(name: str, num_classes: int, role: str = "teacher") -> nn.M
             f"for {', '.join(map(str, _BENCHMARKS))}"
         )
     try:
-        package: Any = importlib.import_module("robustbench.utils")
-    except ImportError:
+        package = _robustbench()
+    except ImportError as e:
         raise UserError(
-            f"{role} '{name}' needs RobustBench: pip install "
-            "git+https://github.com/RobustBench/robustbench.git"
+            f"{role} '{name}' needs RobustBench: pip install 'nni-robust[robustbench]' ({e})"
         ) from None
     import torch
 
@@ -204,6 +204,24 @@ def from_robustbench(name: str, num_classes: int, role: str = "teacher") -> nn.M
     raise UserError(
         f"{role} '{name}': RobustBench knows no such network for {_BENCHMARKS[num_classes]}"
     )
+
+
+def _robustbench() -> Any:
+    """RobustBench's module ``utils``.
+
+    Version 1.1.1 on PyPI imports AutoAttack by the name that it has in its authors' repository, but
+    depends on a copy with another name.
+    """
+    from nni_robust.data import import_torchvision
+
+    import_torchvision()  # before RobustBench does, which knows no repair of a mismatched build
+    try:
+        return importlib.import_module("robustbench.utils")
+    except ModuleNotFoundError as e:
+        if e.name != "autoattack":
+            raise
+        sys.modules["autoattack"] = importlib.import_module("pyautoattack")
+        return importlib.import_module("robustbench.utils")
 
 
 def _ready(

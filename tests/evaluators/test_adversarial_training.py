@@ -60,6 +60,20 @@ def test_training_changes_the_network_and_reports_its_curve() -> None:
     assert [h["epoch"] for h in record["history"]] == [1]
 
 
+def test_the_best_epoch_is_scored_and_checked() -> None:
+    changes = {"epochs": 6, "lr": 0.1, "schedule": "constant", "validation_attack": "pgd2"}
+    train = {**TRAIN, **changes, "keep": "best"}
+    record = AdversarialTraining(task=TASK, train=train, attacks=["pgd2"]).evaluate(network())
+    curve = [h["val_robust"] for h in record["history"]]
+    kept = record["kept_epoch"]
+    assert kept == curve.index(max(curve)) + 1 < 6
+    assert record["metrics"]["clean"] == pytest.approx(record["history"][kept - 1]["val_clean"])
+    # What came after it is no part of the network that the check speaks of.
+    figures = record["reliability"]["checks"]["training-collapse"]["figures"]
+    assert figures["val_robust"] == pytest.approx(curve[kept - 1], abs=1e-4)
+    assert figures["val_robust"] > curve[-1]
+
+
 @pytest.mark.parametrize("more", [{}, {"strengths": [0.02, 0.1]}])
 def test_the_record_has_the_checks(more: Any) -> None:
     """Of the attacks on the final weights, of all attacks together, and of the training's curve."""

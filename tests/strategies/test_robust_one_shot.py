@@ -19,6 +19,7 @@ from nni_robust.search_spaces import RobNetSpace
 from nni_robust.store import Store
 from nni_robust.strategies import RobustOneShot
 from nni_robust.supernet import build_supernet, inherit
+from nni_robust.training import Recipe
 from nni_robust.training.weights import load_weights
 
 TRAIN: dict[str, Any] = {
@@ -149,3 +150,14 @@ def test_screening_leaves_the_paper_its_68_of_300() -> None:
     assert strategy.candidates == 68
     assert strategy.trials == 70  # with the supernet and the screening
     assert RobustOneShot(candidates=20, screen={"threshold": 0.006}).trials == 22
+
+
+def test_a_supernet_keeps_its_last_weights() -> None:
+    from nni_robust.strategies._phases import supernet_recipe
+
+    best = Recipe(keep="best", patience=3, lr=0.02)
+    assert supernet_recipe(None, best) == Recipe(lr=0.02)
+    assert supernet_recipe(None, None) is None
+    assert supernet_recipe(Recipe(lr=0.3), best) == Recipe(lr=0.3)
+    with pytest.raises(UserError, match=r"strategy\.supernet\.keep: 'best' is not allowed; 'last'"):
+        supernet_recipe(best, None)
