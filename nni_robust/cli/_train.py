@@ -243,7 +243,8 @@ def _test(
         limit=args.limit,
         seed=args.seed,
     )
-    history = [dataclasses.asdict(record) for record in trained.history]
+    kept = trained.history[: trained.kept_epoch]
+    history = [dataclasses.asdict(record) for record in kept]
     collapse = check_training(history, data.num_classes)
     result = dataclasses.replace(result, reliability=result.reliability.replaced([collapse]))
     if not args.json:

@@ -186,6 +186,7 @@ def _of_run(path: Path) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]] | N
         "teacher": teacher.get("architecture") if isinstance(teacher, Mapping) else None,
         "experiment": settings.get("name"),
         **_machine(path.parent / "run.json"),
+        "kept_epoch": network.get("kept_epoch"),
         "seconds": _seconds(history),
         "history": history,
     }
