@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def save_examples(
         "predicted_adversarial": after,
         "index": index,
     }
-    path = folder / f"{made.key.replace('/', '_').replace('@', '_')}.safetensors"
+    # Also a part of the address under which a remote trial uploads it.
+    path = folder / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', made.key)}.safetensors"
     texts = {
         "pictures": SPACED,
         "attack": made.key,

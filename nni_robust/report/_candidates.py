@@ -73,6 +73,7 @@ def candidate_table(runs: Sequence[Labelled]) -> dict[str, Any]:
             {
                 "run": label,
                 "index": record.get("index", fmt.MISSING),
+                "place": fmt.number(record.get("index")),
                 "code": code_text(record),
                 "ok": is_ok(record),
                 "error": str(record.get("error") or ""),

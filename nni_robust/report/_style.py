@@ -58,8 +58,15 @@ _PALE = (ORANGE, SKY)
 
 
 def series(number: int) -> dict[str, Any]:
-    """How series `number` of a plot is drawn, as arguments of ``Axes.plot``."""
-    colour, marker, style = SERIES[number % len(SERIES)]
+    """How series `number` of a plot is drawn, as arguments of ``Axes.plot``.
+
+    After the last of :data:`SERIES` colours come again, with other symbols and line styles: 49
+    series differ in colour and symbol.
+    """
+    again, place = divmod(number, len(SERIES))
+    colour = SERIES[place][0]
+    marker = SERIES[(place + again) % len(SERIES)][1]
+    style = SERIES[(place + 2 * again) % len(SERIES)][2]
     edge = INK if colour in _PALE else colour
     return {"color": colour, "marker": marker, "linestyle": style, "markeredgecolor": edge}
 

@@ -83,6 +83,12 @@ def test_any_two_series_differ_without_colour() -> None:
     assert len({str(style) for _, _, style in SERIES}) == len(SERIES)
 
 
+def test_more_series_than_colours_still_differ() -> None:
+    drawn = [series(k) for k in range(len(SERIES) ** 2)]
+    assert len({(look["color"], look["marker"]) for look in drawn}) == len(drawn)
+    assert [(d["color"], d["marker"], d["linestyle"]) for d in drawn[: len(SERIES)]] == [*SERIES]
+
+
 def test_every_symbol_stands_out_from_white_paper() -> None:
     assert min(contrast(series(k)["markeredgecolor"], "#ffffff") for k in range(len(SERIES))) > 3
 
