@@ -14,6 +14,7 @@ from torch import nn
 from nni_robust.attacks import attack_from_spec
 from nni_robust.data import Images
 from nni_robust.evaluation import eps_curve, steps_curve
+from nni_robust.reliability import Reliability
 from nni_robust.threat import ThreatModel
 from nni_robust.training.weights import write_tensors
 
@@ -34,7 +35,7 @@ def measure_curves(
     steps: Sequence[int],
     limit: int | None,
     seed: int,
-) -> dict[str, list[list[float]]]:
+) -> tuple[dict[str, list[list[float]]], list[Reliability]]:
     """Accuracy by strength (PGD-20) and by number of steps (PGD), as a record keeps them.
 
     Parameters
@@ -45,15 +46,23 @@ def measure_curves(
         Numbers of steps; empty leaves that curve out.
     limit
         Pictures used; None is all.
+
+    Returns
+    -------
+    tuple
+        The points of each curve, and the checks of each.
     """
     record: dict[str, list[list[float]]] = {}
+    checked = []
     if eps_values:
         curve = eps_curve(network, pictures, eps_values, norm=threat.norm, limit=limit, seed=seed)
         record["eps_curve"] = [list(point) for point in curve]
+        checked.append(curve.reliability)
     if steps:
         found = steps_curve(network, pictures, steps, threat=threat, limit=limit, seed=seed)
         record["steps_curve"] = [list(point) for point in found]
-    return record
+        checked.append(found.reliability)
+    return record, checked
 
 
 def save_examples(

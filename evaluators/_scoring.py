@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_robust.data import Images
 from nni_robust.evaluation import evaluate
-from nni_robust.reliability import Reliability
+from nni_robust.reliability import Reliability, need_reliability
 from nni_robust.threat import ThreatModel
 
 __all__ = ["Score", "attack_score", "spectrum_score"]
@@ -36,6 +36,9 @@ class Score:
     more: dict[str, Any]
     reliability: Reliability
     seconds: float
+
+    def __post_init__(self) -> None:
+        need_reliability(self)
 
 
 def attack_score(

@@ -299,21 +299,7 @@ class AdversarialTraining(StoredEvaluator):
         score = self._score(network, pictures)
         collapse = check_training(history[:kept], data.num_classes)
         cost = measure_cost(network, data.input_shape)
-        record: dict[str, Any] = {
-            "metrics": {
-                **score.metrics,
-                "params": cost.params,
-                "macs": cost.macs,
-                "seconds": round(seconds + score.seconds, 3),
-            },
-            **score.more,
-            "reliability": score.reliability.replaced([collapse]).as_dict(),
-            "history": history,
-            "kept_epoch": kept,
-        }
-        if fsp is not None:
-            record["fsp"] = fsp
-        record |= measure_curves(
+        curves, checked = measure_curves(
             network,
             pictures,
             self.task.threat,
@@ -322,6 +308,24 @@ class AdversarialTraining(StoredEvaluator):
             limit=self.score_limit,
             seed=self.seed,
         )
+        reliability = score.reliability.replaced([collapse])
+        for more in checked:
+            reliability = reliability.merged(more)
+        record: dict[str, Any] = {
+            "metrics": {
+                **score.metrics,
+                "params": cost.params,
+                "macs": cost.macs,
+                "seconds": round(seconds + score.seconds, 3),
+            },
+            **score.more,
+            "reliability": reliability.as_dict(),
+            "history": history,
+            "kept_epoch": kept,
+        }
+        if fsp is not None:
+            record["fsp"] = fsp
+        record |= curves
         if folder is not None:
             save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
             if self.examples and self.attacks:

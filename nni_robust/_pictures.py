@@ -10,14 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from nni_robust._keeping import Keeper
-from nni_robust.attacks import Attack, NonFiniteOutput, Victim
+from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, Victim, attack_from_spec
 from nni_robust.attacks._base import check_pictures
 from nni_robust.config import parse
 from nni_robust.errors import UserError
 from nni_robust.reliability import Monitor
 from nni_robust.threat import ThreatModel
 
-__all__ = ["Batch", "Progress", "as_threat", "batches", "is_correct", "placement", "survives"]
+__all__ = [
+    "Batch",
+    "Progress",
+    "as_threat",
+    "batches",
+    "is_correct",
+    "make_attacks",
+    "placement",
+    "survives",
+]
 
 #: Called with pictures done, pictures in all (None where the data does not say) and the stage.
 Progress = Callable[[int, int | None, str], None]
@@ -150,3 +159,24 @@ def _pairs(
         "data must be a pair of tensors, an object with batches(), or an iterable of pairs, "
         f"not {type(data).__name__}"
     )
+
+
+def make_attacks(specs: AttackSpec | Iterable[AttackSpec], threat: ThreatModel) -> list[Attack]:
+    """The attacks, ours with early exit, each with a name of its own."""
+    if isinstance(specs, (str, Mapping, Attack)):
+        specs = (specs,)
+    if not isinstance(specs, Iterable):
+        raise UserError(f"attacks: {specs!r} is not allowed; a list of attacks is")
+    made: dict[str, Attack] = {}
+    for spec in specs:
+        attack = attack_from_spec(spec, threat)
+        says = isinstance(spec, Attack) or (isinstance(spec, Mapping) and "early_stop" in spec)
+        attack = attack if says else attack.with_early_exit()
+        if attack.targeted:
+            raise UserError(
+                f"attack '{attack.key}' is targeted; accuracy is measured with untargeted attacks"
+            )
+        if attack.key in made:
+            raise UserError(f"two attacks are called '{attack.key}'; give one another label")
+        made[attack.key] = attack
+    return list(made.values())

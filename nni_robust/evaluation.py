@@ -12,25 +12,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nni_robust._keeping import Keep, Keeper
-from nni_robust._pictures import Progress, as_threat, batches, is_correct, survives
+from nni_robust._pictures import (
+    Progress,
+    as_threat,
+    batches,
+    is_correct,
+    make_attacks,
+    survives,
+)
 from nni_robust.adversarial import AdversarialExamples
 from nni_robust.attacks import (
     Attack,
     AttackSpec,
     NonFiniteOutput,
     Precision,
-    attack_from_spec,
     undisturbed,
 )
+from nni_robust.curves import eps_curve, steps_curve
 from nni_robust.errors import UserError
-from nni_robust.reliability import Monitor, Outcome, Reliability
-from nni_robust.spectrum import evaluate_spectrum
+from nni_robust.reliability import Check, Monitor, Outcome, Reliability, need_reliability
 from nni_robust.threat import ThreatModel
 
 __all__ = [
@@ -56,6 +62,8 @@ class AttackResult:
         (N,), bool, on the CPU: pictures classified correctly, clean and after the attack.
     seconds
         Wall time of the attack.
+    reliability
+        That of the whole evaluation: checks compare its attacks with each other.
     examples
         Adversarial pictures, where they were asked for.
     """
@@ -63,7 +71,11 @@ class AttackResult:
     attack: Attack
     correct: Tensor
     seconds: float
+    reliability: Reliability
     examples: AdversarialExamples | None = None
+
+    def __post_init__(self) -> None:
+        need_reliability(self)
 
     @property
     def accuracy(self) -> float:
@@ -93,8 +105,7 @@ class Evaluation:
     reliability: Reliability
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reliability, Reliability):
-            raise TypeError("an Evaluation needs its Reliability")
+        need_reliability(self)
 
     @property
     def n(self) -> int:
@@ -113,6 +124,14 @@ class Evaluation:
         for result in self.attacks.values():
             correct = correct & result.correct
         return _share(correct)
+
+    def with_checks(self, checks: Iterable[Check]) -> Evaluation:
+        """The same with other outcomes of some checks, such as one on the network's training."""
+        found = self.reliability.replaced(checks)
+        attacks = {
+            key: dataclasses.replace(one, reliability=found) for key, one in self.attacks.items()
+        }
+        return dataclasses.replace(self, attacks=attacks, reliability=found)
 
     def metrics(self) -> dict[str, float]:
         """``{"clean": 0.84, "pgd20@8/255": 0.51, …}``, accuracies in [0, 1]."""
@@ -182,7 +201,7 @@ def evaluate(
         If a logit is NaN or infinite.
     """
     started = time.perf_counter()
-    made = _make_attacks(attacks, as_threat(threat))
+    made = make_attacks(attacks, as_threat(threat))
     if precision is not None:
         if precision not in get_args(Precision):
             raise UserError(f"precision: {precision!r} is not allowed; float32 or bf16 is")
@@ -207,169 +226,16 @@ def evaluate(
                 correct[attack.key].append(still.cpu())
                 seconds[attack.key] += time.perf_counter() - began
                 batch.report(progress, attack.key)
-        results = {a.key: AttackResult(a, torch.cat(correct[a.key]), seconds[a.key]) for a in made}
-        if keeper is not None:
-            results = {
-                key: dataclasses.replace(
-                    one, examples=keeper.examples(one.attack, len(one.correct))
-                )
-                for key, one in results.items()
-            }
-        outcomes = [Outcome(result.attack, result.correct) for result in results.values()]
+        left_over = {key: torch.cat(parts) for key, parts in correct.items()}
+        outcomes = [Outcome(attack, left_over[attack.key]) for attack in made]
         reliability = monitor.finish(outcomes, batch_size=batch_size)
+        results = {}
+        for attack in made:
+            key, n = attack.key, len(left_over[attack.key])
+            examples = None if keeper is None else keeper.examples(attack, n)
+            results[key] = AttackResult(attack, left_over[key], seconds[key], reliability, examples)
     return Evaluation(torch.cat(clean), results, time.perf_counter() - started, reliability)
-
-
-def eps_curve(
-    model: nn.Module,
-    data: Any,
-    eps_values: Iterable[float | str],
-    attack: str | Mapping[str, Any] = "pgd20",
-    *,
-    norm: Literal["linf", "l2"] = "linf",
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[tuple[float, float]]:
-    """Accuracy at several strengths, weakest first: the curve of :func:`evaluate_spectrum`.
-
-    Parameters
-    ----------
-    eps_values
-        Radii in pixel units, any order; 0 is the clean accuracy.
-    attack
-        Name or mapping; its default step size follows the radius.
-    model, data, norm, batch_size, device, limit, seed, progress
-        As in :func:`evaluate`.
-
-    Returns
-    -------
-    list
-        Pairs (eps, accuracy in [0, 1]) with rising eps; the curve never rises.
-
-    Raises
-    ------
-    UserError, NonFiniteOutput
-        As :func:`evaluate`.
-    """
-    return evaluate_spectrum(
-        model,
-        data,
-        eps_values,
-        attack,
-        norm=norm,
-        batch_size=batch_size,
-        device=device,
-        limit=limit,
-        seed=seed,
-        progress=progress,
-    ).curve()
-
-
-def steps_curve(
-    model: nn.Module,
-    data: Any,
-    steps: Iterable[int] = (7, 10, 20, 40, 100),
-    attack: str | Mapping[str, Any] = "pgd",
-    *,
-    threat: ThreatModel | Mapping[str, Any] | None = None,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[tuple[int, float]]:
-    """Accuracy under one attack with several numbers of steps, fewest first.
-
-    A robust network's curve is flat at the end; one that still falls says that the attack was too
-    short (RobNet's figure 10 has PGD from 7 to 1,000 steps).
-
-    A picture that is broken by few steps counts as broken by more and is not attacked again, so the
-    curve never rises. For PGD and MI-FGSM nothing is lost by that: their step size does not depend
-    on the number of steps, so a longer run passes through the pictures of the shorter one, and the
-    values are those of :func:`evaluate` with each number.
-
-    Parameters
-    ----------
-    steps
-        Numbers of steps, any order.
-    attack
-        Name without a number, or mapping without `steps`, of an attack that has steps.
-    model, data, threat, batch_size, device, limit, seed, progress
-        As in :func:`evaluate`.
-
-    Returns
-    -------
-    list
-        Pairs (steps, accuracy in [0, 1]) with rising steps.
-
-    Raises
-    ------
-    UserError, NonFiniteOutput
-        As :func:`evaluate`.
-    """
-    if not isinstance(attack, (str, Mapping)):
-        raise UserError("steps_curve takes the attack as a name or a mapping without steps")
-    spec: dict[str, Any] = {"name": attack} if isinstance(attack, str) else dict(attack)
-    numbers = list(steps)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise UserError(f"steps: {number!r} is not allowed; a whole number >= 1 is")
-    if not numbers or "steps" in spec:
-        raise UserError("steps_curve needs at least one number of steps, and none in the attack")
-    ball, rising = as_threat(threat), sorted(set(numbers))
-    specs: list[dict[str, Any]] = [{**spec, "steps": number} for number in rising]
-    made = [_make_attacks(s, ball)[0] for s in specs]
-    counted = _curve(model, data, made, batch_size, device, limit, seed, progress)
-    return list(zip(rising, counted, strict=True))
-
-
-def _curve(
-    model: nn.Module,
-    data: Any,
-    attacks: list[Attack],
-    batch_size: int,
-    device: torch.device | str | None,
-    limit: int | None,
-    seed: int,
-    progress: Progress | None,
-) -> list[float]:
-    """Share of pictures that withstand each attack and all those before it."""
-    survivors, n = [0] * len(attacks), 0
-    with undisturbed(model):
-        for batch in batches(model, data, batch_size, device, limit):
-            left = is_correct(model, batch.x, batch.y, batch.largest_label).nonzero().flatten()
-            n += len(batch.y)
-            batch.report(progress, "clean")
-            for number, attack in enumerate(attacks):
-                left = left[survives(model, attack, batch, left, seed)]
-                survivors[number] += len(left)
-                batch.report(progress, attack.key)
-    return [count / n for count in survivors]
 
 
 def _share(correct: Tensor) -> float:
     return int(correct.sum()) / len(correct)
-
-
-def _make_attacks(specs: AttackSpec | Iterable[AttackSpec], threat: ThreatModel) -> list[Attack]:
-    """The attacks, ours with early exit, each with a name of its own."""
-    if isinstance(specs, (str, Mapping, Attack)):
-        specs = (specs,)
-    if not isinstance(specs, Iterable):
-        raise UserError(f"attacks: {specs!r} is not allowed; a list of attacks is")
-    made: dict[str, Attack] = {}
-    for spec in specs:
-        attack = attack_from_spec(spec, threat)
-        says = isinstance(spec, Attack) or (isinstance(spec, Mapping) and "early_stop" in spec)
-        attack = attack if says else attack.with_early_exit()
-        if attack.targeted:
-            raise UserError(
-                f"attack '{attack.key}' is targeted; accuracy is measured with untargeted attacks"
-            )
-        if attack.key in made:
-            raise UserError(f"two attacks are called '{attack.key}'; give one another label")
-        made[attack.key] = attack
-    return list(made.values())

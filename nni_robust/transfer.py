@@ -7,6 +7,7 @@ trained copy of the network itself (table 2), and across architectures (table 8)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from nni_robust._pictures import Batch, Progress, as_threat, batches, is_correct, placement
 from nni_robust.attacks import Attack, AttackSpec, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
-from nni_robust.reliability import BLACK_BOX
+from nni_robust.reliability import BLACK_BOX, AnswersMonitor, Check, Monitor, Reliability
 from nni_robust.threat import ThreatModel
 
 __all__ = ["TransferTable", "transfer_table"]
+
+_ANSWERS = "it is a check of the source"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +40,63 @@ class TransferTable:
         Accuracy of each target without an attack, in [0, 1].
     accuracy
         ``accuracy[target][source]``, in [0, 1]; rows are targets, as in the paper's table 8.
+    sources
+        The checks of each source under its attack: a column.
+    targets
+        The checks of each target's answers: a row. ``black-box-wins`` fails where examples of
+        others break a target more than its own, as between two attacks on one network: by more than
+        0.2 points, and than one picture.
     """
 
     attack: str
     n: int
     clean: dict[str, float]
     accuracy: dict[str, dict[str, float]]
+    sources: dict[str, Reliability]
+    targets: dict[str, Reliability]
+
+    def __post_init__(self) -> None:
+        columns = {source for row in self.accuracy.values() for source in row}
+        for found, wanted in ((self.sources, columns), (self.targets, set(self.accuracy))):
+            if (
+                not isinstance(found, Mapping)
+                or set(found) != wanted
+                or not all(isinstance(one, Reliability) for one in found.values())
+            ):
+                raise TypeError("a TransferTable needs the Reliability of each source and target")
+
+    @property
+    def reliability(self) -> Reliability:
+        """Everything in one: a failure anywhere counts."""
+        return functools.reduce(
+            Reliability.merged, [*self.sources.values(), *self.targets.values()]
+        )
 
     @property
     def unreliable(self) -> list[str]:
-        """``["black-box-wins: …"]``: targets that others' examples break more than their own.
+        """``["black-box-wins: …", …]``: every check that failed, with its network's name."""
+        return [
+            f"{check.name}: {part} '{name}': {check.reason}"
+            for part, found in (("source", self.sources), ("target", self.targets))
+            for name, one in found.items()
+            for check in one.failed
+        ]
 
-        As between two attacks on one network: by more than 0.2 points, and than one picture.
-        """
-        found = []
-        for target, row in self.accuracy.items():
-            source = min(row, key=lambda name: row[name])
-            gap = row.get(target, 0.0) - row[source]
-            if gap > BLACK_BOX and round(gap * self.n) > 1:
-                found.append(
-                    f"black-box-wins: examples of '{source}' leave '{target}' {row[source]:.2%}, "
-                    f"its own {row[target]:.2%}: its gradients mislead"
-                )
-        return found
+
+def _black_box(row: Mapping[str, float], target: str, n: int) -> Check:
+    """Whether a target's own gradients find at least what others' do."""
+    others = {name: value for name, value in row.items() if name != target}
+    if target not in row or not others:
+        return Check("black-box-wins", "not run", "it takes examples of its own and of others")
+    source = min(others, key=lambda name: others[name])
+    gap = row[target] - row[source]
+    if gap <= BLACK_BOX or round(gap * n) <= 1:
+        return Check("black-box-wins", "passed", figures={"gap": gap})
+    reason = (
+        f"examples of '{source}' leave {row[source]:.2%}, its own {row[target]:.2%}: its gradients "
+        "mislead"
+    )
+    return Check("black-box-wins", "failed", reason, {"gap": gap})
 
 
 def transfer_table(
@@ -119,6 +156,8 @@ def transfer_table(
         )
     n, clean = 0, dict.fromkeys(targets, 0)
     correct = {target: dict.fromkeys(sources, 0) for target in targets}
+    crafting = {name: Monitor(network, [made], seed=seed) for name, network in sources.items()}
+    answering = {name: AnswersMonitor(network, _ANSWERS) for name, network in targets.items()}
     with ExitStack() as stack:
         for network in [*sources.values(), *targets.values()]:
             stack.enter_context(undisturbed(network))
@@ -127,32 +166,55 @@ def transfer_table(
             good = {t: _correct(network, batch, batch.x) for t, network in targets.items()}
             for target, right in good.items():
                 clean[target] += int(right.sum())
+                answering[target].clean(*_placed(targets[target], batch.x, batch.y))
+            for source, network in sources.items():
+                known = targets.get(source) is network
+                right = good[source] if known else _correct(network, batch, batch.x)
+                x, y = _placed(network, batch.x, batch.y)
+                crafting[source].clean(x, y, right.to(y.device), batch.first, batch.total)
             batch.report(progress, "clean")
             # A picture that no target gets right tells nothing more.
             rows = torch.stack(list(good.values())).any(0).nonzero().flatten()
             for source, network in sources.items():
-                adv = _examples(network, made, batch, rows, seed)
+                adv = _examples(network, made, batch, rows, seed, crafting[source])
                 for target, right in good.items():
                     still = right & _correct(targets[target], batch, adv)
                     correct[target][source] += int(still.sum())
                 batch.report(progress, source)
+        columns = {
+            name: monitor.finish([], batch_size=batch_size) for name, monitor in crafting.items()
+        }
+        rows_checked = {name: monitor.finish() for name, monitor in answering.items()}
     accuracy = {t: {s: count / n for s, count in row.items()} for t, row in correct.items()}
-    return TransferTable(made.key, n, {t: count / n for t, count in clean.items()}, accuracy)
+    checked = {
+        target: found.replaced([_black_box(accuracy[target], target, n)])
+        for target, found in rows_checked.items()
+    }
+    shares = {target: count / n for target, count in clean.items()}
+    return TransferTable(made.key, n, shares, accuracy, columns, checked)
+
+
+def _placed(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures and labels where a network is, in its type."""
+    place, dtype = placement(network, None)
+    return x.to(place, dtype or x.dtype), y.to(place)
 
 
 def _correct(network: nn.Module, batch: Batch, x: Tensor) -> Tensor:
     """(N,), bool, where the batch is: pictures `x` for which the network gives its labels."""
-    place, dtype = placement(network, None)
-    right = is_correct(network, x.to(place, dtype), batch.y.to(place), batch.largest_label)
+    right = is_correct(network, *_placed(network, x, batch.y), batch.largest_label)
     return right.to(batch.y.device)
 
 
-def _examples(network: nn.Module, attack: Attack, batch: Batch, rows: Tensor, seed: int) -> Tensor:
+def _examples(
+    network: nn.Module, attack: Attack, batch: Batch, rows: Tensor, seed: int, monitor: Monitor
+) -> Tensor:
     """The batch with attacked pictures in some rows."""
     if len(rows) == 0:
         return batch.x
-    place, dtype = placement(network, None)
-    x, y = batch.x[rows].to(place, dtype), batch.y[rows].to(place)
+    x, y = _placed(network, batch.x[rows], batch.y[rows])
+    found = attack(network, x, y, seed=seed, index=rows + batch.first)
+    monitor.attacked(attack, x, found, y, is_correct(network, found, y))
     adv = batch.x.clone()
-    adv[rows] = attack(network, x, y, seed=seed, index=rows + batch.first).to(adv)
+    adv[rows] = found.to(adv)
     return adv

@@ -39,6 +39,11 @@ def execute(args: argparse.Namespace) -> int:
         "space_args": dict(architecture.space_args),
         "provenance": dict(architecture.provenance),
     }
+    from nni_robust.exchange import evaluation_beside
+
+    measured = evaluation_beside(args.arch)
+    if measured is not None:
+        about["evaluation"] = measured
     if args.json:
         print_json(about | {"sample": dict(architecture.sample)})
     else:
@@ -67,9 +72,23 @@ def _print(about: dict[str, Any]) -> None:
         lines += [("code" if i == 0 else "", part) for i, part in enumerate(code)]
     elif code is not None:
         lines.append(("code", code))
+    if "evaluation" in about:
+        lines += _measured(about["evaluation"])
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
         print(f"{key:<{width}}  {value}")
+
+
+def _measured(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Accuracies of ``train --evaluate``, and what is wrong with them."""
+    from nni_robust.exchange import flags_of
+
+    shown = "  ".join(f"{key} {value:.2%}" for key, value in evaluation["metrics"].items())
+    where = f"{evaluation['pictures']} {evaluation['split']} pictures of {evaluation['dataset']}"
+    flags = flags_of(evaluation)
+    if flags is None:
+        flags = ["not checked"]
+    return [("measured", f"{shown}  ({where})"), *(("UNRELIABLE", flag) for flag in flags)]
 
 
 def _draw(architecture: Architecture, path: Path) -> None:

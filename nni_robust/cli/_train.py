@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Train an architecture from fresh weights, for the data's classes. Into DIR go "
         "architecture.yaml (what 'evaluate' takes), weights.safetensors, log.jsonl and log.csv "
         "with a line per epoch, result.json, and checkpoints until it is done. The test pictures "
-        "are opened only by --evaluate."
+        "are opened only by --evaluate, whose figures go into evaluation.json with the checks of "
+        "whether they can be believed."
     )
     parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
@@ -155,7 +156,7 @@ def execute(args: argparse.Namespace) -> int:
         line(f"kept epoch {result.kept_epoch}, the best by robust validation accuracy")
     line(f"saved {folder / 'architecture.yaml'} and its weights")
     if args.evaluate:
-        outcome["test"] = _test(args, result, data, threat)
+        outcome["test"] = _test(args, result, data, threat, folder, trained.name)
     if args.json:
         print_json(outcome)
     return 0
@@ -229,9 +230,20 @@ def _trained(
 
 
 def _test(
-    args: argparse.Namespace, trained: TrainResult, data: DataSplits, threat: ThreatModel
+    args: argparse.Namespace,
+    trained: TrainResult,
+    data: DataSplits,
+    threat: ThreatModel,
+    folder: Path,
+    name: str,
 ) -> dict[str, Any]:
-    from nni_robust.cli._network import attack_and_count, print_accuracies
+    """Attack the result, and keep the figures with their flags as ``evaluate --json`` tells them.
+
+    They lie beside the weights, where ``show`` and ``export`` find them.
+    """
+    from nni_robust._files import write_json
+    from nni_robust.cli._network import attack_and_count, print_accuracies, threat_json
+    from nni_robust.exchange import EVALUATION
     from nni_robust.reliability import check_training
 
     result = attack_and_count(
@@ -246,9 +258,25 @@ def _test(
     kept = trained.history[: trained.kept_epoch]
     history = [dataclasses.asdict(record) for record in kept]
     collapse = check_training(history, data.num_classes)
-    result = dataclasses.replace(result, reliability=result.reliability.replaced([collapse]))
+    result = result.with_checks([collapse])
     if not args.json:
         print(f"{result.n} test pictures of {data.name}, {threat}")
         print_accuracies(result)
-    flags = result.reliability.as_dict()
-    return {"pictures": result.n, "metrics": result.metrics(), "reliability": flags}
+    figures = {
+        "pictures": result.n,
+        "metrics": result.metrics(),
+        "reliability": result.reliability.as_dict(),
+    }
+    record = {
+        "architecture": name,
+        "trained": True,
+        "dataset": data.name,
+        "split": "test",
+        "threat": threat_json(threat),
+        "seed": args.seed,
+        **figures,
+        "all_attacks": result.worst,
+        "seconds": result.seconds,
+    }
+    write_json(folder / EVALUATION, record)
+    return figures

@@ -122,6 +122,10 @@ def execute(args: argparse.Namespace) -> int:
                 "clean": table.clean,
                 "accuracy": table.accuracy,
                 "unreliable": table.unreliable,
+                "reliability": {
+                    "sources": {name: one.as_dict() for name, one in table.sources.items()},
+                    "targets": {name: one.as_dict() for name, one in table.targets.items()},
+                },
             }
         )
         return 0

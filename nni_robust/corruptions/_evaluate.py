@@ -15,7 +15,7 @@ from nni_robust.attacks import undisturbed
 from nni_robust.corruptions._corrupt import SEVERITIES, corrupt, names_of, scale_of
 from nni_robust.corruptions._parameters import STANDARD, Scale
 from nni_robust.errors import UserError
-from nni_robust.reliability import AnswersMonitor, Reliability
+from nni_robust.reliability import AnswersMonitor, Reliability, need_reliability
 
 __all__ = ["CorruptionResult", "evaluate_corruptions"]
 
@@ -51,8 +51,7 @@ class CorruptionResult:
     reliability: Reliability
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reliability, Reliability):
-            raise TypeError("a CorruptionResult needs its Reliability")
+        need_reliability(self)
 
     def mean_of(self, corruption: str) -> float:
         """Mean over the severities of one corruption, in [0, 1]."""

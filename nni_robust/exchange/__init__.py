@@ -10,17 +10,27 @@ from __future__ import annotations
 from nni_robust.exchange._export import EXTRAS, Exported, export_folder, load
 from nni_robust.exchange._folder import FORMAT, is_folder, read_folder
 from nni_robust.exchange._forms import TOLERANCE
-from nni_robust.exchange._records import Trained, read_trained, with_results
+from nni_robust.exchange._records import (
+    EVALUATION,
+    Trained,
+    evaluation_beside,
+    flags_of,
+    read_trained,
+    with_results,
+)
 from nni_robust.exchange.robustbench import leaderboard_entry
 from nni_robust.exchange.standalone import standalone_source
 
 __all__ = [
+    "EVALUATION",
     "EXTRAS",
     "FORMAT",
     "TOLERANCE",
     "Exported",
     "Trained",
+    "evaluation_beside",
     "export_folder",
+    "flags_of",
     "is_folder",
     "leaderboard_entry",
     "load",

@@ -15,7 +15,17 @@ from nni_robust.training import read_curve
 
 from ._folder import CONFIG, RESULTS, is_folder
 
-__all__ = ["Trained", "flags_of", "read_trained", "with_results"]
+__all__ = [
+    "EVALUATION",
+    "Trained",
+    "evaluation_beside",
+    "flags_of",
+    "read_trained",
+    "with_results",
+]
+
+#: Figures of ``nni-robust train --evaluate`` in its folder, as ``evaluate --json`` prints them.
+EVALUATION = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +96,29 @@ def read_trained(source: str | Path) -> Trained:
             return Trained(architecture, *found)
     result = path.parent / "result.json"
     if path.name == "architecture.yaml" and result.is_file():
-        return Trained(architecture, _of_training(read_json(result), path.parent))
+        found_here = Trained(architecture, _of_training(read_json(result), path.parent))
+        test = evaluation_beside(path)
+        return found_here if test is None else with_results(found_here, [path.parent / EVALUATION])
     return Trained(architecture)
+
+
+def evaluation_beside(architecture: str | Path) -> dict[str, Any] | None:
+    """What ``nni-robust train --evaluate`` measured of the network in an architecture file.
+
+    None where nothing lies beside the file, or something about another network.
+
+    Raises
+    ------
+    UserError
+        If the record is damaged.
+    """
+    path = Path(architecture)
+    file = path.parent / EVALUATION
+    if not path.is_file() or not file.is_file():
+        return None
+    found = read_json(file)
+    about = isinstance(found, dict) and found.get("architecture") == load_architecture(path).name
+    return found if about else None
 
 
 def with_results(trained: Trained, files: Sequence[str | Path]) -> Trained:

@@ -9,7 +9,13 @@ What each means and what to do about it: ``docs/threat-model.md``.
 from __future__ import annotations
 
 from nni_robust.reliability._answers import AnswersMonitor
-from nni_robust.reliability._checks import CHECKS, Check, Reliability, Status
+from nni_robust.reliability._checks import (
+    CHECKS,
+    Check,
+    Reliability,
+    Status,
+    need_reliability,
+)
 from nni_robust.reliability._monitor import Monitor
 from nni_robust.reliability._results import BLACK_BOX, Outcome
 from nni_robust.reliability._training import check_training
@@ -24,4 +30,5 @@ __all__ = [
     "Reliability",
     "Status",
     "check_training",
+    "need_reliability",
 ]

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-__all__ = ["CHECKS", "Check", "Reliability", "Status", "failed", "not_run", "passed"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Reliability",
+    "Status",
+    "failed",
+    "need_reliability",
+    "not_run",
+    "passed",
+]
 
 #: ``"passed"``, ``"failed"`` (the result is unreliable) or ``"not run"`` (the reason says why).
 Status = Literal["passed", "failed", "not run"]
@@ -163,6 +172,18 @@ class Reliability:
                 for check in self.checks
             },
         }
+
+
+def need_reliability(result: Any) -> None:
+    """Refuse a result without its flags: for the ``__post_init__`` of what holds accuracies.
+
+    Raises
+    ------
+    TypeError
+        If its `reliability` is none.
+    """
+    if not isinstance(result.reliability, Reliability):
+        raise TypeError(f"{type(result).__name__} needs its Reliability")
 
 
 def _short(figures: Mapping[str, float]) -> dict[str, float]:

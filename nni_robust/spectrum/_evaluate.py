@@ -16,7 +16,7 @@ from nni_robust._pictures import Progress, batches
 from nni_robust.attacks import NonFiniteOutput, Victim, undisturbed
 from nni_robust.config import parse_ratio
 from nni_robust.errors import UserError
-from nni_robust.reliability import Monitor, Outcome, Reliability
+from nni_robust.reliability import Monitor, Outcome, Reliability, need_reliability
 from nni_robust.spectrum._passes import count_passes
 from nni_robust.spectrum._rungs import Rung, Steps, make_rungs
 
@@ -82,8 +82,7 @@ class Spectrum:
     reliability: Reliability
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reliability, Reliability):
-            raise TypeError("a Spectrum needs its Reliability")
+        need_reliability(self)
 
     @property
     def auc(self) -> float:

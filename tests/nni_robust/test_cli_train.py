@@ -70,8 +70,36 @@ def test_train_leaves_an_architecture_that_evaluate_takes(
     argv = ["evaluate", "moved/architecture.yaml", "--eps", "0.1", "--json", *test]
     assert main(argv) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["metrics"] == outcome["test"]["metrics"]
+    again = json.loads(captured.out)
+    assert again["metrics"] == outcome["test"]["metrics"]
     assert captured.err == ""
+
+    # The figures stay with the weights, with their flags, for show and export.
+    kept = json.loads((files / "moved/evaluation.json").read_text())
+    about = ("architecture", "trained", "dataset", "split", "pictures", "threat", "metrics")
+    assert [kept[key] for key in about] == [again[key] for key in about]
+    assert kept["reliability"] == outcome["test"]["reliability"]
+    assert kept["reliability"]["checks"]["training-collapse"]["status"] != "not run"
+    assert main(["show", "moved/architecture.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == kept
+    assert main(["export", "moved", "--to", "out"]) == 0
+    capsys.readouterr()
+    (figures,) = json.loads((files / "out/results.json").read_text())["evaluations"]
+    assert (figures["metrics"], figures["flags"]) == (
+        kept["metrics"],
+        kept["reliability"]["unreliable"],
+    )
+    kept["reliability"]["unreliable"] = ["randomised: it is"]
+    (files / "moved/evaluation.json").write_text(json.dumps(kept))
+    assert main(["show", "moved/architecture.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert f"fgsm@0.1 {kept['metrics']['fgsm@0.1']:.2%}" in shown
+    assert any(
+        line.split() == ["UNRELIABLE", "randomised:", "it", "is"] for line in shown.split("\n")
+    )
+    (files / "moved/evaluation.json").write_text(json.dumps({**kept, "architecture": "other"}))
+    assert main(["show", "moved/architecture.yaml", "--json"]) == 0
+    assert "evaluation" not in json.loads(capsys.readouterr().out)
 
 
 def test_resume_needs_to_be_asked_for(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,11 @@ def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixt
     assert captured.err == ""
     assert (found["attack"], found["pictures"], found["untrained"]) == ("fgsm@0.02", 64, [])
     first, second = networks
+    reasons = found["unreliable"]  # so short a training may end with one answer for everything
+    assert all(reason.startswith("zero-gradient: source '") for reason in reasons)
+    assert set(found["reliability"]["targets"]) == set(networks)
+    attacked = found["reliability"]["sources"][second]["checks"]
+    assert {attacked[c]["status"] for c in ("outside-ball", "randomised", "eps-zero")} == {"passed"}
     argv = ["evaluate", first, "--attacks", *COMMON[1:], "--json"]
     assert main(argv) == 0
     alone = json.loads(capsys.readouterr().out)["metrics"]
@@ -54,7 +59,8 @@ def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixt
     assert main(["transfer", first, *COMMON, "--sources", second, "tiny.yaml"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "untrained weights: tiny.yaml\n"
-    title, header, row = captured.out.splitlines()
+    title, header, row, *flags = captured.out.splitlines()
+    assert all(flag.startswith("UNRELIABLE: zero-gradient: source '") for flag in flags)
     assert title == "fgsm@0.02, 64 test pictures of digits; a column is a source"
     assert header.split() == ["target", "clean", second, "tiny.yaml"]
     assert row.split()[:3] == [

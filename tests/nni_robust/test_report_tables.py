@@ -133,7 +133,7 @@ def test_final_networks_in_the_terminal():
 def test_no_records_are_empty_tables():
     assert lines(candidates_table([]))
     assert lines(final_table({}))
-    assert to_csv([]).splitlines() == ["phase,index,key,trial,status,code,sample,error"]
+    assert to_csv([]).splitlines() == ["phase,index,key,trial,status,code,unreliable,sample,error"]
 
 
 def test_csv_keeps_every_number():
@@ -145,3 +145,16 @@ def test_csv_keeps_every_number():
     assert json.loads(rows[0]["sample"]) == {"a,b": "c\nd"}
     assert rows[1]["default"] == ""
     assert rows[1]["error"] == "no [memory]"
+
+
+def test_csv_says_which_figures_are_unreliable():
+    sound, broken = record(1, 0.5), record(2, 0.6)
+    sound["reliability"] = {"unreliable": []}
+    broken["reliability"] = {"unreliable": ["randomised: it is", "zero-gradient: 3 of 4; more"]}
+    rows = csv.DictReader(io.StringIO(to_csv([sound, broken, record(3, 0.7), FAILED])))
+    assert [row["unreliable"] for row in rows] == [
+        "",
+        "randomised;zero-gradient",
+        "not checked",
+        "",
+    ]
