@@ -110,6 +110,9 @@ def test_every_language_is_checked() -> None:
     for page in PAGES:
         named = re.findall(r"^```(\S+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(named) <= {"python", "yaml", "bash", "toml"}, page
+        plain = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        hidden = [text for language, text in plain if not language and "import " in text]
+        assert not hidden, page
 
 
 @pytest.mark.parametrize("text", on_pages("bash"))
