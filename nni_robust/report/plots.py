@@ -242,6 +242,9 @@ def plot_best_so_far(
             np.arange(1, len(y) + 1), best, **series(k), drawstyle="steps-post", linewidth=1.8,
             label=plain(name), markersize=5, markevery=max(1, len(y) // 8),
         )  # fmt: skip
-    if searches:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        canvas.legend(
+            handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+        )
     return canvas
