@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nni_robust.attacks import attack_from_spec
+from nni_robust.corruptions import evaluate_corruptions
 from nni_robust.data import Images
 from nni_robust.evaluation import eps_curve, steps_curve
 from nni_robust.reliability import Reliability
@@ -33,10 +34,11 @@ def measure_curves(
     *,
     eps_values: Sequence[float],
     steps: Sequence[int],
+    corruptions: Sequence[str],
     limit: int | None,
     seed: int,
-) -> tuple[dict[str, list[list[float]]], list[Reliability]]:
-    """Accuracy by strength (PGD-20) and by number of steps (PGD), as a record keeps them.
+) -> tuple[dict[str, Any], list[Reliability]]:
+    """Accuracy by strength (PGD-20), by number of steps (PGD), and by common corruption.
 
     Parameters
     ----------
@@ -44,15 +46,18 @@ def measure_curves(
         Radii in pixel units; empty leaves that curve out.
     steps
         Numbers of steps; empty leaves that curve out.
+    corruptions
+        Names, see :func:`nni_robust.corruptions.names_of`; empty leaves them out.
     limit
         Pictures used; None is all.
 
     Returns
     -------
     tuple
-        The points of each curve, and the checks of each.
+        What a record keeps: the points of each curve, and the corruptions' accuracies; and the
+        checks of each.
     """
-    record: dict[str, list[list[float]]] = {}
+    record: dict[str, Any] = {}
     checked = []
     if eps_values:
         curve = eps_curve(network, pictures, eps_values, norm=threat.norm, limit=limit, seed=seed)
@@ -62,6 +67,10 @@ def measure_curves(
         found = steps_curve(network, pictures, steps, threat=threat, limit=limit, seed=seed)
         record["steps_curve"] = [list(point) for point in found]
         checked.append(found.reliability)
+    if corruptions:
+        shown = evaluate_corruptions(network, pictures, corruptions, limit=limit, seed=seed)
+        record["corruptions"] = shown.as_dict()
+        checked.append(shown.reliability)
     return record, checked
 
 

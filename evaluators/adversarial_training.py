@@ -82,6 +82,8 @@ class AdversarialTraining(StoredEvaluator):
         Strengths of an accuracy-versus-eps curve, in pixel units; empty for none.
     steps
         Numbers of steps of an accuracy-versus-steps curve of PGD; empty for none.
+    corruptions
+        Common corruptions to measure accuracy under, such as ``["standard"]``; empty for none.
     examples
         Attacked pictures to keep for the report, by the last of the attacks; 0 for none.
     fsp
@@ -128,6 +130,7 @@ class AdversarialTraining(StoredEvaluator):
         split: str = "validation",
         eps_values: Sequence[float] = (),
         steps: Sequence[int] = (),
+        corruptions: Sequence[str] = (),
         examples: int = 0,
         fsp: int | None = None,
         teacher: str | None = None,
@@ -150,7 +153,7 @@ class AdversarialTraining(StoredEvaluator):
         self.score_limit, self.recalibrate_batches = score_limit, recalibrate_batches
         self.seed, self.store, self.supernet = seed, store, supernet
         self.phase, self.split, self.eps_values = phase, split, list(eps_values)
-        self.steps, self.examples = list(steps), examples
+        self.steps, self.examples, self.corruptions = list(steps), examples, list(corruptions)
         self.teacher, self.inherit = teacher, inherit
         self.inherit_options = dict(inherit_options or {})
         self.tutors = None if tutors is None else dict(tutors)
@@ -224,6 +227,7 @@ class AdversarialTraining(StoredEvaluator):
             "eps_values": self.eps_values,
             # What candidates have none of stays out: their keys are those of earlier versions.
             **({"steps": self.steps} if self.steps else {}),
+            **({"corruptions": self.corruptions} if self.corruptions else {}),
             **({"examples": self.examples} if self.examples else {}),
             "fsp": self.fsp,
             "teacher": self.teacher,
@@ -305,6 +309,7 @@ class AdversarialTraining(StoredEvaluator):
             self.task.threat,
             eps_values=self.eps_values,
             steps=self.steps,
+            corruptions=self.corruptions,
             limit=self.score_limit,
             seed=self.seed,
         )

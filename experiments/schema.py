@@ -58,6 +58,9 @@ class Final:
         Strengths of the accuracy-versus-eps curve, as multiples of the task's eps.
     steps
         Numbers of steps of PGD for the accuracy-versus-steps curve; empty for none.
+    corruptions
+        Common corruptions of the test pictures: names, or ``[standard]`` (the fifteen of
+        CIFAR-10-C) or ``[all]``; empty for none.
     examples
         Attacked test pictures that each final network keeps for the report, by the last of the
         attacks; 0 for none.
@@ -75,6 +78,7 @@ class Final:
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
     )
     steps: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    corruptions: list[str] = dataclasses.field(default_factory=list)
     examples: int = 8
     rivals: list[Literal["random", "undefended"]] = dataclasses.field(
         default_factory=lambda: ["random", "undefended"]
@@ -87,6 +91,13 @@ class Final:
         for number in self.steps:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise UserError(f"final.steps: {number!r} is not allowed; whole numbers >= 1 are")
+        if self.corruptions:
+            from nni_robust.corruptions import names_of
+
+            try:
+                names_of(self.corruptions)
+            except UserError as e:
+                raise UserError(f"final.{e}") from None
         if isinstance(self.examples, bool) or self.examples < 0:
             raise UserError(
                 f"final.examples: {self.examples!r} is not allowed; a whole number >= 0 is"
@@ -325,7 +336,17 @@ def _task(value: Any) -> Task:
 _GIVEN: dict[str, tuple[str, ...]] = {
     "space": ("num_classes",),
     "strategy": (),
-    "evaluator": ("task", "store", "supernet", "phase", "split", "eps_values", "steps", "examples"),
+    "evaluator": (
+        "task",
+        "store",
+        "supernet",
+        "phase",
+        "split",
+        "eps_values",
+        "steps",
+        "corruptions",
+        "examples",
+    ),
 }
 
 

@@ -34,18 +34,19 @@ def names_of(corruptions: str | Iterable[str]) -> tuple[str, ...]:
     Parameters
     ----------
     corruptions
-        ``"standard"`` (the fifteen), ``"all"``, one name or several; a dash is an underscore.
+        ``"standard"`` (the fifteen), ``"all"``, one name or several; a dash is an underscore. Each
+        also as a list of one.
 
     Raises
     ------
     UserError
         On an unknown name, one named twice, or none.
     """
-    if corruptions == "standard":
-        return STANDARD
-    if corruptions == "all":
-        return STANDARD + EXTRA
     given = (corruptions,) if isinstance(corruptions, str) else tuple(corruptions)
+    if given == ("standard",):
+        return STANDARD
+    if given == ("all",):
+        return STANDARD + EXTRA
     found = tuple(str(name).strip().replace("-", "_") for name in given)
     for name in found:
         if name not in PARAMETERS:

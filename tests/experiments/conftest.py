@@ -50,6 +50,7 @@ TINY: dict[str, Any] = {
         "attacks": ["fgsm"],
         "eps_factors": [0, 1],
         "steps": [1, 3],
+        "corruptions": ["fog", "contrast"],
         "examples": 3,
         "rival_draws": 5,
     },

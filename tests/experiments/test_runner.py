@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nni_robust import evaluate, load_architecture
+from nni_robust.corruptions import evaluate_corruptions
 from nni_robust.cost import measure_cost
 from nni_robust.data import load_task
 from nni_robust.errors import UserError
@@ -85,6 +86,9 @@ def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: P
     assert networks["best"]["eps_curve"][0] == [0.0, shown["clean"]]
     steps = steps_curve(network, load_task(task, test=True).test, [1, 3], threat=task.threat)
     assert networks["best"]["steps_curve"] == [list(point) for point in steps]
+    fog = evaluate_corruptions(network, load_task(task, test=True).test, ["fog", "contrast"])
+    for key in ("clean", "accuracy", "scale", "standard"):
+        assert networks["best"]["corruptions"][key] == fog.as_dict()[key]
     check_examples(run, networks, network)
     assert networks["random"]["architecture"] == "random.yaml"
     assert load_architecture(str(run / "random.yaml")).sample != winner.sample

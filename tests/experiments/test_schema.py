@@ -47,6 +47,10 @@ def test_shipped_files_load_and_survive_a_round_trip(name: str, tmp_path: Path) 
         ({"evaluator": {"store": "/"}}, r"unknown key 'store' in evaluator"),
         ({"evaluator": {"name": 3}}, r"evaluator\.name: 3 is not allowed"),
         ({"final": {"rivals": ["best"]}}, r"final\.rivals\.0: 'best' is not allowed"),
+        (
+            {"final": {"corruptions": ["fogg"]}},
+            r"final\.corruptions: unknown 'fogg'; did you mean 'fog'",
+        ),
         ({"nni": {"port": 0}}, r"nni\.port: 0 is not allowed; 1 to 65535"),
         ({"nni": {"concurrency": 0}}, r"nni\.concurrency: 0"),
         ({"nni": {"engine": "cloud"}}, r"nni\.engine: 'cloud' is not allowed"),
