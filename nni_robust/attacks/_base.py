@@ -264,7 +264,13 @@ class Attack(ABC):
                 index = torch.arange(len(x))
             noise = Noise(None if seed is None else operator.index(seed), index.to(x.device))
             fold = clean if self.fold else None
-            with undisturbed(model, self.bn_mode, channels_last=self.channels_last, fold=fold):
+            with undisturbed(
+                model,
+                self.bn_mode,
+                channels_last=self.channels_last,
+                fold=fold,
+                thrifty=not self.compile,  # compiled code would order such weights at each step
+            ):
                 ball = ball_around(clean, self.threat)
                 victim = Victim(model, x.dtype, largest, self.precision)
                 if self.compile:

@@ -38,6 +38,8 @@ TOLERANCE = 1e-5
 #: The same in float64.
 DOUBLE_TOLERANCE = 1e-9
 _PICTURES, _DOUBLE_PICTURES = 8, 2
+# Weights that together take so small a share of the maps' memory are light.
+_LIGHT = 0.1
 # What every module has, none of which says where a picture goes; hooks are counted apart.
 _MODULE_FIELDS = frozenset(nn.Module().__dict__)
 
@@ -90,7 +92,8 @@ def folded(
         (N, C, H, W), in the type that the network takes: at most 8 are used to watch a network
         that was not seen before. The global random generators are left as they are.
     thrifty
-        Leave pairs as they are whose folded weights take more memory than the map between.
+        Leave pairs as they are whose folded weights take more memory than the map between, unless
+        all weights together are light.
     memory_format
         Of the folded weights.
 
@@ -112,7 +115,9 @@ def folded(
         plan.agrees[double] = _agree(model, pictures[:_PICTURES], plan.pairs, known, double=double)
     pairs = plan.pairs if plan.agrees[double] else ()
     if thrifty:
-        pairs = tuple(pair for pair in pairs if pair.pays(len(pictures)))
+        maps = len(pictures) * sum(pair.size for pair in pairs)
+        if sum(pair.weights for pair in pairs) > _LIGHT * maps:
+            pairs = tuple(pair for pair in pairs if pair.weights <= pair.size * len(pictures))
     with _applied(pairs, memory_format):
         yield len(pairs)
 

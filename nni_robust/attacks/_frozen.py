@@ -25,6 +25,7 @@ def undisturbed(
     *,
     channels_last: bool = False,
     fold: Tensor | None = None,
+    thrifty: bool = True,
 ) -> Iterator[nn.Module]:
     """Freeze a network, and give it back bit for bit as it was, also after an exception.
 
@@ -43,13 +44,14 @@ def undisturbed(
         statistics of the batch, as the repositories of the seeds did; the running statistics
         are restored afterwards.
     channels_last
-        Hold the weights of convolutions in channels-last memory inside (on a CPU only those that
-        are folded: its kernels take pictures of that format and weights of any).
+        Hold the weights of convolutions in channels-last memory inside (if `thrifty`, on a CPU
+        only those that are folded: kernels take pictures of that format and weights of any).
     fold
         Fold batch norms into the convolutions before them where that is safe (`_fold`), which
         changes logits in the last digits. Pictures as the network takes them, (N, C, H, W): a few
-        are used to watch a network that was not seen before. On a CPU, what would take more
-        memory than it saves stays as it is. None folds nothing.
+        are used to watch a network that was not seen before. None folds nothing.
+    thrifty
+        On a CPU, make no copies of weights that take more memory than they save.
 
     Raises
     ------
@@ -78,11 +80,12 @@ def undisturbed(
             if fold is not None:
                 # Weights are folded straight into their last format: one copy, not two.
                 form = torch.channels_last if channels_last else torch.preserve_format
-                thrifty = fold.device.type == "cpu"
-                stack.enter_context(folded(model, fold, thrifty=thrifty, memory_format=form))
+                spare = thrifty and fold.device.type == "cpu"
+                stack.enter_context(folded(model, fold, thrifty=spare, memory_format=form))
             for parameter, *_ in parameters:
                 # On a CPU, kernels order weights anew in any case, and a copy takes memory.
-                if channels_last and parameter.dim() == 4 and parameter.device.type != "cpu":
+                spare = thrifty and parameter.device.type == "cpu"
+                if channels_last and parameter.dim() == 4 and not spare:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             yield model
     finally:

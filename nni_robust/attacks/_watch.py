@@ -34,10 +34,11 @@ class Pair:
     norm: weakref.ref[_BatchNorm]
     size: int
 
-    def pays(self, pictures: int) -> bool:
-        """Whether the map, which need not be kept, outweighs the copy of the weights."""
+    @property
+    def weights(self) -> int:
+        """Size of the convolution's kernels, of which folding makes a copy."""
         conv = self.conv()
-        return conv is not None and self.size * pictures >= conv.weight.numel()
+        return 0 if conv is None else conv.weight.numel()
 
 
 def _candidates(model: nn.Module) -> tuple[set[nn.Conv2d], set[_BatchNorm]]:
