@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+#: What is drawn of an epoch.
+_EPOCH = ("epoch", "loss", "val_clean", "val_robust")
+
+
 def inline(name: str, figure: Figure, alt: str) -> Markup:
     """A figure as markup of the page; its ids begin with ``fig-<name>-``."""
     # Safe: matplotlib escapes the texts of its SVG, and inline_svg escapes the description.
@@ -152,7 +156,10 @@ def histories(named: Iterable[tuple[str, Record]]) -> dict[str, list[Mapping[str
         history = record.get("history")
         epochs = [e for e in history if isinstance(e, Mapping)] if isinstance(history, list) else []
         if epochs:
-            found[name] = epochs
+            found[name] = [
+                {key: value for key in _EPOCH if (value := fmt.number(epoch.get(key))) is not None}
+                for epoch in epochs
+            ]
     return found
 
 

@@ -372,6 +372,9 @@ def test_odd_values_in_final_networks(tmp_path):
         metrics={}, eps_curve=[[None, 1], "x", [0.1]], history=[], note=None
     )
     final["networks"].append("no network")
+    final["networks"][0]["history"] = [{"epoch": 1, "loss": "x"}, 3, {"loss": [1]}, {"loss": 0.5}]
+    final["networks"][0]["steps_curve"] = [[0, 1], ["x", 1], [5, None], [10, 0.5]]
+    final["networks"][2]["reliability"] = {"checks": {"a": 1, "b": {}}, "unreliable": 3}
     final["threat"] = {"norm": "l2", "eps": 0.5}
     (folder / "final.json").write_text(json.dumps(final), encoding="utf-8")
     page = Page(build_report(folder))
