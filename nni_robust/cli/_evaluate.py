@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of the network (.safetensors, .pt, .pth) in place of the architecture's own",
     )
     parser.add_argument(
+        "--precision",
+        choices=["float32", "bf16"],
+        default="float32",
+        help="what gradient attacks compute in (default float32, which confirms every break)",
+    )
+    parser.add_argument(
         "--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:1, …"
     )
     add_threads(parser)
@@ -96,6 +102,9 @@ def execute(args: argparse.Namespace) -> int:
     check_examples(args)
     if args.examples_from is not None:
         return execute_verification(args)
+    if args.precision != "float32" and (args.strengths or args.corruptions) is not None:
+        given = "--strengths" if args.strengths is not None else "--corruptions"
+        raise UserError(f"--precision '{args.precision}' is not allowed with {given}")
     if args.strengths is not None and args.corruptions is None:
         return execute_strengths(args, names(args.attacks))
     if len(args.arch) > 1 or args.plot:
@@ -133,6 +142,7 @@ def execute(args: argparse.Namespace) -> int:
         limit=args.limit,
         seed=args.seed,
         thorough=args.thorough,
+        precision=args.precision,
         keep=args.examples if args.save_examples is not None else None,
     )
     files = save_examples(args, opened.name, result)
@@ -146,6 +156,7 @@ def execute(args: argparse.Namespace) -> int:
                 "pictures": result.n,
                 "threat": threat_json(threat),
                 "seed": args.seed,
+                "precision": args.precision,
                 "metrics": result.metrics(),
                 "all_attacks": result.worst,
                 "reliability": result.reliability.as_dict(),

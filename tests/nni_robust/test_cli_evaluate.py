@@ -156,3 +156,9 @@ def test_pictures_that_a_network_does_not_take(capsys: pytest.CaptureFixture[str
     assert "'robnet-large-imagenet' does not take the pictures of 'digits' (3×8×8)" in (
         capsys.readouterr().err
     )
+
+
+def test_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["evaluate", "wrn-a", "--precision", "bf16", "--strengths", "0.1,0.2"]
+    assert main(argv) == 2
+    assert "--precision 'bf16' is not allowed with --strengths" in capsys.readouterr().err
