@@ -151,7 +151,7 @@ def curve_figures(
 
 def histories(named: Iterable[tuple[str, Record]]) -> dict[str, list[Mapping[str, Any]]]:
     """Epoch records by name, where there are any."""
-    found = {}
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for name, record in named:
         history = record.get("history")
         epochs = [e for e in history if isinstance(e, Mapping)] if isinstance(history, list) else []
