@@ -177,7 +177,7 @@ class _MLflow:
 
 
 #: Names of logs, and the packages that they need.
-LOGS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy")}
+LOGS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
 def check_logs(names: Sequence[str], where: str) -> None:
@@ -202,12 +202,12 @@ def check_logs(names: Sequence[str], where: str) -> None:
                 f"(allowed: {', '.join(LOGS)})"
             )
         missing = [package for package in LOGS[name] if find_spec(package) is None]
-        if name == "mlflow" and TRACKING_URI in os.environ and missing == ["sqlalchemy"]:
-            continue  # mlflow-skinny speaks to servers
+        if name == "mlflow" and TRACKING_URI in os.environ and "mlflow" not in missing:
+            continue  # a server needs no store here
         if missing:
             raise UserError(
                 f"{where}: '{name}' needs the package '{missing[0]}', which is not installed; "
-                f"pip install {name}"
+                f"pip install 'nni-robust[{name}]'"
             )
 
 

@@ -334,7 +334,7 @@ def test_a_missing_package_costs_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in missing:
-        with pytest.raises(UserError, match=f"log: '{name}' needs .* pip install {name}"):
+        with pytest.raises(UserError, match=rf"log: '{name}' needs .* pip install 'nni-robust\[{name}\]'"):
             open_logs([name], ".")
     missing.clear()
     with pytest.raises(UserError, match="log: 'tensorboard' needs a folder"):
@@ -343,7 +343,7 @@ def test_a_missing_package_costs_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_mlflow_holds_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Needs `pip install mlflow`, which is no extra, see pyproject.toml."""
+    """Needs the extra `mlflow`."""
     from mlflow.tracking import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
