@@ -2,13 +2,12 @@
 
     python experiments/benchmarks/growth.py measure --out FOLDER [--quick]
     python experiments/benchmarks/growth.py summary --out FOLDER
-    python experiments/benchmarks/growth.py plan --gpus 1 8 64 --rate 20e12 80e12
 
 ``measure`` writes ``growth.csv`` row by row and goes on where it was stopped; ``summary`` writes
-``laws.csv`` and ``growth.png``. ``plan`` prints what a search on ImageNet costs, from the laws.
+``laws.csv`` and ``growth.png``.
 
-Steps, strengths and sizes are seconds of the one computing thread; candidates (looked up in a
-table, so that only our own work remains) seconds of CPU time of the whole program; trials and
+Steps, strengths, sizes and decoding are seconds of the one computing thread; candidates (looked up
+in a table, so that only our own work remains) seconds of CPU time of the whole program; trials and
 workers seconds of the clock, for a trial waits for NNI's manager.
 """
 
@@ -21,6 +20,7 @@ import functools
 import itertools
 import json
 import os
+import random
 import resource
 import socket
 import subprocess
@@ -31,8 +31,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from nni_robust.attacks import attack
@@ -40,6 +42,7 @@ from nni_robust.bench import machine
 from nni_robust.bench._networks import ResNet18
 from nni_robust.config import parse
 from nni_robust.data import load_dataset
+from nni_robust.data._decode import Geometry, decode
 from nni_robust.evaluation import evaluate
 from nni_robust.spectrum import evaluate_spectrum
 from nni_robust.threat import ThreatModel
@@ -172,6 +175,24 @@ def size(side: int) -> float:
     return thread_seconds(lambda: run(net, x, y, seed=0))
 
 
+@functools.cache
+def photograph() -> str:
+    """A JPEG of ImageNet's usual size, about 80 kB: soft shapes and noise."""
+    dice = np.random.default_rng(0)
+    shapes = Image.fromarray(dice.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    pixels = np.asarray(shapes.resize((500, 375), Image.Resampling.BICUBIC), dtype=float)
+    pixels += dice.normal(0, 12, pixels.shape)
+    path = Path(tempfile.mkdtemp(), "photograph.jpg")
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return str(path)
+
+
+def decoded(number: int) -> float:
+    """Pictures read from the disk and cut to 224x224 at random, as a training does."""
+    path, how, dice = photograph(), Geometry(224, 224, 256), random.Random(0)
+    return thread_seconds(lambda: [decode(path, how, dice) for _ in range(number)])
+
+
 def candidates(strategy: str) -> Callable[[int], float]:
     def cost(number: int) -> float:
         settings = {**TABLE, "strategy": STRATEGIES[strategy][0](number)}
@@ -227,6 +248,7 @@ QUANTITIES: dict[str, Quantity] = {
     "strengths, one pass": Quantity((1, 2, 4, 8, 16, 32), (1, 2), strengths),
     "strengths, apart": Quantity((1, 2, 4, 8, 16, 32), (1, 2), separate_strengths, rounds=3),
     "picture side": Quantity((32, 64, 96, 128, 192, 224), (32, 64), size),
+    "pictures decoded": Quantity((10, 100, 1000), (2, 4), decoded, rounds=3),
     **{
         f"candidates, {name}": Quantity(
             [number for number in (100, 200, 400, 800, 1600, 3200, 6400) if number <= most],
@@ -357,83 +379,13 @@ def plot_growth(rows: Sequence[dict[str, str]]) -> Any:
     return figure
 
 
-# --- a search on paper ---------------------------------------------------------------------------
-
-#: RobNet-large on ImageNet, MACs of one picture at 224x224: counted by our space, see the spec.
-MACS = 1.412e9
-TRAIN_PICTURES, SCORED_PICTURES = 1_281_167, 10_000
-#: Forward passes of one picture: an attack step is 2 (none for weights), a training step 3.
-FORWARD_PER_ATTACK_STEP, FORWARD_PER_TRAINING_STEP = 2, 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """A one-shot search as RobNet's.
-
-    Parameters
-    ----------
-    candidates
-        Scored with the supernet's weights.
-    supernet_epochs, supernet_steps
-        Training of the supernet, and its attack's steps.
-    tuned
-        Candidates that are also tuned, for `tuning_epochs` each.
-    scoring_steps
-        Of the attack on each scored picture.
-    overhead
-        Seconds that a trial costs by itself, with two at a time (``bench overhead``).
-    """
-
-    candidates: int = 1000
-    supernet_epochs: int = 50
-    supernet_steps: int = 1
-    tuned: int = 10
-    tuning_epochs: int = 3
-    scoring_steps: int = 20
-    overhead: float = 0.57
-
-
-def plan(search: Search, rate: float, gpus: int) -> dict[str, float]:
-    """Hours of each phase on `gpus` cards that sustain `rate` FLOP/s each.
-
-    Training of a supernet is divided among the cards (DDP), candidates are independent. Scoring
-    counts every step for every picture: an upper bound, as broken pictures leave the attack.
-    """
-    forward = 2 * MACS
-    step = FORWARD_PER_ATTACK_STEP * search.supernet_steps + FORWARD_PER_TRAINING_STEP
-    epoch = TRAIN_PICTURES * step * forward
-    scored = SCORED_PICTURES * (FORWARD_PER_ATTACK_STEP * search.scoring_steps + 1) * forward
-    hours = {
-        "supernet": search.supernet_epochs * epoch / rate / gpus,
-        "scoring": search.candidates * scored / rate / gpus,
-        "tuning": search.tuned * search.tuning_epochs * epoch / rate / gpus,
-        "trial overhead": search.candidates * search.overhead / min(gpus, 2),
-    }
-    hours = {phase: seconds / 3600 for phase, seconds in hours.items()}
-    return {**hours, "total": sum(hours.values())}
-
-
-def print_plan(rates: Sequence[float], gpus: Sequence[int]) -> None:
-    for rate, number in itertools.product(rates, gpus):
-        hours = plan(Search(), rate, number)
-        cells = ", ".join(f"{phase} {value:.1f} h" for phase, value in hours.items())
-        print(f"{number} GPUs at {rate / 1e12:g} TFLOP/s: {cells}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("measure", "summary", "plan"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("what", choices=("measure", "summary"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quantities", nargs="*", default=list(QUANTITIES), choices=QUANTITIES)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rate", type=float, nargs="+", default=[20e12, 80e12])
     options = parser.parse_args()
-    if options.what == "plan":
-        print_plan(options.rate, options.gpus)
-        return
-    if options.out is None:
-        parser.error(f"{options.what} needs --out")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "measure":
         measure(options.out, options.quantities, options.quick)

@@ -1,8 +1,9 @@
-"""The growth benchmark: its fit, its plan, and that it runs."""
+"""The growth benchmark: its fit, and that it runs; the search on paper."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import runpy
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "growth.py"
+SCRIPTS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def growth() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPT))
+    return runpy.run_path(str(SCRIPTS / "growth.py"))
 
 
 @pytest.mark.parametrize(
@@ -41,22 +42,38 @@ def test_law_of_measurements_that_scatter(growth: dict[str, Any]) -> None:
     assert growth["law"](values, seconds)[2] == pytest.approx(1, abs=0.06)
 
 
-def test_plan_is_the_arithmetic_of_passes(growth: dict[str, Any]) -> None:
-    search = growth["Search"](
-        candidates=10, supernet_epochs=2, supernet_steps=1, tuned=0, scoring_steps=20, overhead=9.0
+def test_plan_is_the_arithmetic_of_passes() -> None:
+    script = runpy.run_path(str(SCRIPTS / "search_plan.py"))
+    search = script["Search"](
+        candidates=10,
+        supernet_epochs=2,
+        supernet_steps=1,
+        tuned=0,
+        scoring_steps=20,
+        overhead=9.0,
+        decoding=0,
     )
-    hours = growth["plan"](search, rate=1e15, gpus=1)
+    hours = script["plan"](search, rate=1e15, gpus=1)
     # RobNet-large on ImageNet: 1.412 GMACs, 2 FLOP each; FGSM training costs 5 forward passes.
     assert hours["supernet"] * 3600 == pytest.approx(2 * 1_281_167 * 5 * 2.824e9 / 1e15)
     assert hours["scoring"] * 3600 == pytest.approx(10 * 10_000 * 41 * 2.824e9 / 1e15)
     assert hours["trial overhead"] * 3600 == pytest.approx(90)
-    more = growth["plan"](search, rate=1e15, gpus=8)
+    more = script["plan"](search, rate=1e15, gpus=8)
     assert more["supernet"] == pytest.approx(hours["supernet"] / 8)
+    slow = script["plan"](dataclasses.replace(search, decoding=0.1, workers=4), 1e15, gpus=2)
+    assert slow["supernet"] * 3600 == pytest.approx(2 * 1_281_167 * 0.1 / 4 / 2)
     assert more["total"] == pytest.approx(sum(v for k, v in more.items() if k != "total"))
 
 
 def test_quick_run_goes_on_and_draws(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "measure", "--quick", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "growth.py"),
+        "measure",
+        "--quick",
+        "--out",
+        str(tmp_path),
+    ]
     command += ["--quantities", "attack steps", "picture side"]
     subprocess.run(command, check=True, capture_output=True)
     rows = list(csv.DictReader((tmp_path / "growth.csv").open(encoding="utf-8")))
