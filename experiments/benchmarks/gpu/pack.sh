@@ -7,7 +7,6 @@ python=${2:-python3}
 site=.gpu/site
 rm -rf .gpu
 mkdir -p "$site"
-grep -qx '/.gpu/' .git/info/exclude || echo '/.gpu/' >>.git/info/exclude
 # The other machine has Python 3.12 with torch, torchvision, pytorch-lightning, scikit-learn and more.
 "$python" -m pip install -q --target "$site" --no-deps --no-compile --only-binary=:all: \
     --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 \
