@@ -13,6 +13,7 @@ __all__ = [
     "count",
     "duration",
     "exact",
+    "interval",
     "number",
     "percent",
 ]
@@ -49,6 +50,20 @@ def percent(value: Any) -> str:
     """An accuracy in [0, 1] as percent, one decimal, no sign: ``0.523`` → ``"52.3"``."""
     share = number(value)
     return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def interval(share: Any, pictures: Any) -> str:
+    """What an accuracy may be by chance: ``"45.1 to 59.4"`` for 0.523 of 188 pictures.
+
+    Wilson's 95 % interval in percent; empty where either is missing.
+    """
+    value, n = number(share), number(pictures)
+    if value is None or n is None or n < 1 or not 0 <= value <= 1:
+        return ""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(value * n), round(n)).proportion_ci(method="wilson")
+    return f"{percent(found.low)} to {percent(found.high)}"
 
 
 def count(value: Any) -> str:

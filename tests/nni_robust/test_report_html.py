@@ -15,6 +15,7 @@ import yaml
 
 from nni_robust.errors import UserError
 from nni_robust.report import build_report
+from nni_robust.report._format import interval
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -402,3 +403,16 @@ def test_unwritable_target(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write the report"):
         build_report(folder, tmp_path / "file" / "report.html")
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (239, 360), (10_000, 10_000)])
+def test_interval_is_wilsons(right, n):
+    z = 1.959964
+    share = right / n
+    middle, width = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = (100 * (middle + sign * width) / (1 + z**2 / n) for sign in (-1, 1))
+    assert interval(share, n) == f"{abs(low):.1f} to {high:.1f}"
+
+
+def test_no_interval_without_a_number_of_pictures():
+    assert interval(0.5, None) == interval(None, 100) == interval(float("nan"), 100) == ""
