@@ -22,9 +22,9 @@ def notes(run: Run) -> list[str]:
     return [
         f"Accuracies of the final networks: on the test split{of_test}, which the search never "
         "sees.",
-        "The 95 % interval is Wilson's, for that many pictures. Networks whose intervals overlap may "
-        "well rank the other way on other pictures, and another seed of the training moves them "
-        "too.",
+        "The 95 % interval is Wilson's, for that many pictures. Networks whose intervals overlap "
+        "may well rank the other way on other pictures, and another seed of the training moves "
+        "them too.",
         "Scores of candidates and training curves: on the search-validation split"
         f"{of_validation}, a part of the training pictures; candidates are trained briefly, so "
         "these numbers compare candidates with one another and with nothing else.",
