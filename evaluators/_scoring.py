@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nni_robust.data import Images
-from nni_robust.evaluation import evaluate
+from nni_robust.evaluation import evaluate, progress_folder
 from nni_robust.reliability import Reliability, need_reliability
 from nni_robust.threat import ThreatModel
 
@@ -49,9 +50,21 @@ def attack_score(
     *,
     limit: int | None,
     seed: int,
+    folder: Path | None = None,
 ) -> Score:
-    """Clean accuracy and one per attack; the lowest under attack (or the clean one) decides."""
-    found = evaluate(network, pictures, attacks, threat=threat, limit=limit, seed=seed)
+    """Clean accuracy and one per attack; the lowest under attack (or the clean one) decides.
+
+    What attacks found is kept in `folder`, by the network's weights, to go on after a kill.
+    """
+    found = evaluate(
+        network,
+        pictures,
+        attacks,
+        threat=threat,
+        limit=limit,
+        seed=seed,
+        folder=None if folder is None or not attacks else progress_folder(folder, network),
+    )
     metrics = found.metrics()
     robust = [value for name, value in metrics.items() if name != "clean"]
     decides = min(robust) if robust else metrics["clean"]
@@ -70,6 +83,7 @@ def spectrum_score(
     *,
     limit: int | None,
     seed: int,
+    folder: Path | None = None,
 ) -> Score:
     """Clean accuracy and one per strength, whose weighted average decides.
 
@@ -90,7 +104,9 @@ def spectrum_score(
     metrics, seconds = {"default": found.average, **found.metrics()}, found.seconds
     reliability = found.reliability
     if len(attacks) > 1:
-        more = attack_score(network, pictures, attacks[1:], threat, limit=limit, seed=seed)
+        more = attack_score(
+            network, pictures, attacks[1:], threat, limit=limit, seed=seed, folder=folder
+        )
         metrics, seconds = {**more.metrics, **metrics}, seconds + more.seconds
         reliability = reliability.merged(more.reliability)
     spectrum = [list(point) for point in found.curve()]

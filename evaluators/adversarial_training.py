@@ -12,7 +12,6 @@ over a spectrum of strengths.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,16 @@ from torch import nn
 
 from nni_robust.attacks import scoring_attacks
 from nni_robust.config import as_mapping, parse
-from nni_robust.cost import measure_cost
-from nni_robust.data import DataSplits, Images, load_task
+from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
-from nni_robust.reliability import check_training
 from nni_robust.task import Task
 from nni_robust.teacher import source_key
-from nni_robust.training import Recipe, recalibrate_bn, train
-from nni_robust.training.weights import save_weights
-from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
+from nni_robust.training import Recipe
+from nni_robust.trial import StoredEvaluator
 
-from ._curves import EXAMPLES, measure_curves, save_examples
+from ._assessment import assess
+from ._checks import check_combinations
 from ._network import fresh, from_supernet, from_teacher, the_teacher
-from ._scoring import Score, attack_score, spectrum_score
 
 __all__ = ["AdversarialTraining"]
 
@@ -159,28 +155,7 @@ class AdversarialTraining(StoredEvaluator):
         self.tutors = None if tutors is None else dict(tutors)
         self.strengths = None if strengths is None else list(strengths)
         self.strength_weights = None if strength_weights is None else list(strength_weights)
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        if self.inherit not in (None, "teacher"):
-            raise UserError(
-                f"evaluator.inherit: {self.inherit!r} is not allowed; allowed: teacher (or nothing)"
-            )
-        if self.inherit is not None and self.supernet is not None:
-            raise UserError("evaluator.inherit: 'teacher' is not allowed with a supernet's weights")
-        if self.inherit_options and self.inherit is None:
-            raise UserError("evaluator.inherit_options is not allowed without inherit: teacher")
-        if self.tutors is not None and self.recipe is None:
-            raise UserError("evaluator.tutors is not allowed without training (train is null)")
-        if self.needs_teacher and self.task.teacher is None:
-            what = "inherit" if self.inherit else "tutors" if self.tutors is not None else "train"
-            raise UserError(f"task.teacher is missing; evaluator.{what} needs a teacher")
-        if self.tutors is not None:
-            self._term()
-        if self.strength_weights is not None and self.strengths is None:
-            raise UserError("evaluator.strength_weights is not allowed without strengths")
-        if self.strengths is not None and not (self.strengths and self.attacks):
-            raise UserError("evaluator.strengths: at least one strength and an attack are needed")
+        check_combinations(self)
 
     @property
     def needs_teacher(self) -> bool:
@@ -188,23 +163,17 @@ class AdversarialTraining(StoredEvaluator):
         taught = self.recipe is not None and self.recipe.needs_teacher
         return taught or self.inherit is not None or self.tutors is not None
 
-    def _term(self) -> Any:
-        """What the tutors add to the loss; None without any."""
-        if self.tutors is None:
-            return None
-        from nni_robust.distillation import CrossLayerTerm
-
-        try:
-            return CrossLayerTerm(**self.tutors)
-        except TypeError as e:
-            raise UserError(f"evaluator.tutors: {e}") from e
-
     def variant(self, **changes: Any) -> AdversarialTraining:
         """A copy with some arguments changed, for another phase of the same run."""
         return AdversarialTraining(**{**self._arguments(), "store": self.store, **changes})
 
     def extra_repr(self) -> str:
         return f"task={self.task}, attacks={self.attacks}, phase={self.phase}"
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a network starts from the weights of another."""
+        return self.supernet is not None or self.inherit is not None
 
     def settings(self) -> dict[str, Any]:
         """See :class:`nni_robust.trial.StoredEvaluator`."""
@@ -252,136 +221,15 @@ class AdversarialTraining(StoredEvaluator):
             network = from_teacher(model, data.num_classes, teacher, self.inherit_options)
         else:
             network = fresh(model, data.num_classes)
-        return self._assess(network, folder, data, teacher)
+        return assess(self, network, folder, data, teacher)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Assess a plain network outside of NNI, without a store; returns the record."""
         data = load_task(self.task, test=self.split == "test")
-        return self._assess(model, None, data, self._load_teacher(data))
+        return assess(self, model, None, data, self._load_teacher(data))
 
     def _load_teacher(self, data: DataSplits) -> nn.Module | None:
         """The teacher, where anything needs one."""
         if not self.needs_teacher:
             return None
         return the_teacher(self.task, self.store, self.teacher, data)
-
-    def _assess(
-        self,
-        network: nn.Module,
-        folder: Path | None,
-        data: DataSplits,
-        teacher: nn.Module | None,
-    ) -> dict[str, Any]:
-        network = network.to(default_device())
-        if self._inherits and self.recalibrate_batches:
-            recalibrate_bn(
-                network,
-                data.train,
-                batches=self.recalibrate_batches,
-                batch_size=min(len(data.train), (self.recipe or Recipe()).batch_size),
-                seed=self.seed,
-            )
-        fsp = self._fsp(network, data)
-        history: list[dict[str, Any]] = []
-        kept, seconds = 0, 0.0
-        if self.recipe is not None:
-            result = train(
-                network,
-                data,
-                self.recipe,
-                self.task.threat,
-                folder=folder / "checkpoints" if folder else None,
-                seed=self.seed,
-                on_epoch=CurveReporter(),
-                teacher=None if teacher is None else teacher.to(default_device()),
-                wrap=self._term(),
-                logs=self.logs(folder),
-            )
-            network, kept, seconds = result.model, result.kept_epoch, result.seconds
-            history = [dataclasses.asdict(record) for record in result.history]
-        pictures = data.test if self.split == "test" else data.validation
-        score = self._score(network, pictures)
-        collapse = check_training(history[:kept], data.num_classes)
-        cost = measure_cost(network, data.input_shape)
-        curves, checked = measure_curves(
-            network,
-            pictures,
-            self.task.threat,
-            eps_values=self.eps_values,
-            steps=self.steps,
-            corruptions=self.corruptions,
-            limit=self.score_limit,
-            seed=self.seed,
-        )
-        reliability = score.reliability.replaced([collapse])
-        for more in checked:
-            reliability = reliability.merged(more)
-        record: dict[str, Any] = {
-            "metrics": {
-                **score.metrics,
-                "params": cost.params,
-                "macs": cost.macs,
-                "seconds": round(seconds + score.seconds, 3),
-            },
-            **score.more,
-            "reliability": reliability.as_dict(),
-            "history": history,
-            "kept_epoch": kept,
-        }
-        if fsp is not None:
-            record["fsp"] = fsp
-        record |= curves
-        if folder is not None:
-            save_weights(network, folder / "weights.safetensors", {"phase": self.phase})
-            if self.examples and self.attacks:
-                save_examples(
-                    network,
-                    pictures,
-                    self.attacks[-1],
-                    self.task.threat,
-                    folder / EXAMPLES,
-                    number=self.examples,
-                    seed=self.seed,
-                )
-        return record
-
-    @property
-    def _inherits(self) -> bool:
-        return self.supernet is not None or self.inherit is not None
-
-    def _score(self, network: nn.Module, pictures: Images) -> Score:
-        """What the trained network is worth."""
-        if self.strengths is None:
-            return attack_score(
-                network,
-                pictures,
-                self.attacks,
-                self.task.threat,
-                limit=self.score_limit,
-                seed=self.seed,
-            )
-        return spectrum_score(
-            network,
-            pictures,
-            self.strengths,
-            self.strength_weights,
-            self.attacks,
-            self.task.threat,
-            limit=self.score_limit,
-            seed=self.seed,
-        )
-
-    def _fsp(self, network: nn.Module, data: DataSplits) -> dict[str, Any] | None:
-        """FSP distances of the given weights, where they are asked for and the weights are any."""
-        if self.fsp is None or (not self._inherits and self.recipe is not None):
-            return None
-        from nni_robust.analysis.fsp_measure import fsp_record
-
-        return fsp_record(
-            network,
-            data.validation,
-            self.recipe or Recipe(),
-            self.task.threat,
-            pictures=self.fsp,
-            seed=self.seed,
-        )

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nni_robust._keeping import Keeper
+from nni_robust._resuming import SuiteProgress
 from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, Victim, attack_from_spec
 from nni_robust.attacks._base import check_pictures
+from nni_robust.attacks._progress import AttackProgress
 from nni_robust.config import parse
 from nni_robust.errors import UserError
-from nni_robust.reliability import Monitor
+from nni_robust.reliability import HALVES, Monitor, outside_ball
 from nni_robust.threat import ThreatModel
 
 __all__ = [
@@ -68,21 +70,60 @@ def survives(
     seed: int,
     monitor: Monitor | None = None,
     keeper: Keeper | None = None,
+    suite: SuiteProgress | None = None,
 ) -> Tensor:
     """(len(rows),), bool: which of some correctly classified pictures stay correct.
 
-    With a keeper, only breaks that hold in float32 count.
+    With a keeper, only breaks that hold in float32 count. With a suite, only pictures that it does
+    not know are attacked.
     """
     if len(rows) == 0 or attack.threat.eps == 0:
         return torch.ones_like(rows, dtype=torch.bool)
-    x, y = batch.x[rows], batch.y[rows]
-    adv = attack(model, x, y, seed=seed, index=rows + batch.first)
-    correct = is_correct(model, adv, y)
+    x, y, index = batch.x[rows], batch.y[rows], rows + batch.first
+    progress = None if suite is None else suite.batch(attack, x, y, index)
+    outside = None
+    if progress is None:
+        adv = attack(model, x, y, seed=seed, index=index)
+        correct = is_correct(model, adv, y)
+    else:
+        adv, broken, outside = _resumed(
+            progress, model, attack, (x, y, index), seed, pictures=keeper is not None
+        )
+        correct = broken.logical_not()
     if monitor is not None:
-        monitor.attacked(attack, x, adv, y, correct)
+        monitor.attacked(attack, x, adv, y, correct, outside)
     if keeper is not None:
-        return keeper.attacked(attack, x, adv, y, rows + batch.first, correct)
+        return keeper.attacked(attack, x, adv, y, index, correct)
     return correct
+
+
+def _resumed(
+    progress: AttackProgress,
+    model: nn.Module,
+    attack: Attack,
+    batch: tuple[Tensor, Tensor, Tensor],
+    seed: int,
+    *,
+    pictures: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attack what is not known yet and write it down: pictures, which are broken, and outside.
+
+    Without `pictures`, broken ones stay clean where they are known from before.
+    """
+    x, y, index = batch
+    # Checks of networks in half precision look at broken pictures.
+    pictures = pictures or x.dtype in HALVES or torch.is_autocast_enabled(x.device.type)
+    known = progress.known(0, torch.arange(len(y), device=y.device), pictures=pictures)
+    rows = known.tried.logical_not().nonzero().flatten()
+    if len(rows):
+        clean, labels = x[rows], y[rows]
+        adv = attack(model, clean, labels, seed=seed, index=index[rows])
+        broken = is_correct(model, adv, labels).logical_not()
+        outside = outside_ball(attack, clean, adv)
+        kept = broken if pictures else torch.zeros_like(broken)
+        progress.add(0, rows, adv, broken, kept=kept, outside=outside)
+        known.adv[rows], known.broken[rows], known.outside[rows] = adv, broken, outside
+    return known.adv, known.broken, known.outside
 
 
 def batches(

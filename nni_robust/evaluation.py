@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -26,6 +28,7 @@ from nni_robust._pictures import (
     make_attacks,
     survives,
 )
+from nni_robust._resuming import SuiteProgress, progress_folder
 from nni_robust.adversarial import AdversarialExamples
 from nni_robust.attacks import (
     Attack,
@@ -46,6 +49,7 @@ __all__ = [
     "Progress",
     "eps_curve",
     "evaluate",
+    "progress_folder",
     "steps_curve",
 ]
 
@@ -152,6 +156,7 @@ def evaluate(
     thorough: bool = False,
     keep: Keep | None = None,
     precision: Precision | None = None,
+    folder: str | Path | None = None,
 ) -> Evaluation:
     """Measure clean and robust accuracy; the network is left exactly as it was.
 
@@ -192,27 +197,42 @@ def evaluate(
     precision
         ``"bf16"`` runs our gradient attacks under bfloat16 autocast, others as they are; every
         break is confirmed by the network as it is. None leaves it to each attack.
+    folder
+        Where to keep which pictures each attack has had and what came of it, written batch by
+        batch: the same call goes on after a kill and repeats at most one batch of each attack,
+        whatever the batches. Further attacks, pictures and `keep` may be asked for later.
+        Adversarial pictures lie there with `keep`, for networks in half precision, and of
+        AutoAttack. Clean accuracy and the checks of the network are measured anew; `seconds` are
+        those of this call.
 
     Raises
     ------
     UserError
-        On unusable data, no pictures, an unknown or targeted attack, two attacks of one name.
+        On unusable data, no pictures, an unknown or targeted attack, two attacks of one name; a
+        folder in use, or with the results of another network, threat, seed, other settings or
+        pictures.
     NonFiniteOutput
         If a logit is NaN or infinite.
     """
     started = time.perf_counter()
-    made = make_attacks(attacks, as_threat(threat))
+    ball = as_threat(threat)
+    made = make_attacks(attacks, ball)
     if precision is not None:
         if precision not in get_args(Precision):
             raise UserError(f"precision: {precision!r} is not allowed; float32 or bf16 is")
         made = [attack.in_precision(precision) for attack in made]
-    clean: list[Tensor] = []
-    correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}
-    seconds = dict.fromkeys(correct, 0.0)
-    monitor = Monitor(model, made, seed=seed, thorough=thorough)
-    names = getattr(data, "class_names", ())
-    keeper = None if keep is None else Keeper(model, keep, seed=seed, classes=names)
-    with undisturbed(model):
+    with ExitStack() as stack:
+        suite = None
+        if folder is not None:
+            suite = stack.enter_context(SuiteProgress(folder, model, made, ball, seed))
+            made = suite.attacks
+        clean: list[Tensor] = []
+        correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}
+        seconds = dict.fromkeys(correct, 0.0)
+        monitor = Monitor(model, made, seed=seed, thorough=thorough)
+        names = getattr(data, "class_names", ())
+        keeper = None if keep is None else Keeper(model, keep, seed=seed, classes=names)
+        stack.enter_context(undisturbed(model))
         for batch in batches(model, data, batch_size, device, limit):
             good = is_correct(model, batch.x, batch.y, batch.largest_label)
             clean.append(good.cpu())
@@ -222,7 +242,7 @@ def evaluate(
             for attack in made:
                 began = time.perf_counter()
                 still = good.clone()
-                still[left] = survives(model, attack, batch, left, seed, monitor, keeper)
+                still[left] = survives(model, attack, batch, left, seed, monitor, keeper, suite)
                 correct[attack.key].append(still.cpu())
                 seconds[attack.key] += time.perf_counter() - began
                 batch.report(progress, attack.key)

@@ -33,7 +33,7 @@ _PATIENCE = 120.0  # seconds; a busy machine, or one whose search is being resum
 _WHOLE = (30, 600)  # seconds to connect, and between two bytes
 
 #: Files of a computation that are of no use elsewhere.
-_STAYS = ("checkpoints", "lock", "error.json")
+_STAYS = ("checkpoints", "evaluation", "lock", "error.json")
 
 
 class RemoteStore(Store):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,13 @@ from nni_robust.store import Store, content_key, open_store
 if TYPE_CHECKING:
     from nni_robust.training import EpochRecord, TrainingLog
 
-__all__ = ["LOG", "CurveReporter", "StoredEvaluator", "default_device", "report_epoch"]
+__all__ = ["LOG", "PROGRESS", "CurveReporter", "StoredEvaluator", "default_device", "report_epoch"]
 
 #: Environment variable of trials: names of logs that their trainings also write, with commas.
 LOG = "NNI_ROBUST_LOG"
+
+#: Folder inside a trial's: what attacks have found so far, until the trial has its record.
+PROGRESS = "evaluation"
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +128,10 @@ class StoredEvaluator(Evaluator):
             # Where the trial was sent from the key was made; another machine, without a file that
             # is part of it, would make another one.
             key = getattr(model, "stored_key", None) or self.key(model)
-            record = open_store(self.store).once(key, self._kept(model, key))
+            store = open_store(self.store)
+            record = store.once(key, self._kept(model, key))
+            # Only now: a kill before loses no attack.
+            shutil.rmtree(store.folder(key) / PROGRESS, ignore_errors=True)
         if nni.get_current_parameter() is not None:
             nni.report_final_result(shown_metrics(record["metrics"], attacked=self.attacked))
         return record

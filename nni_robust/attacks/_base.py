@@ -11,6 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -205,6 +206,13 @@ class Attack(ABC):
     def in_precision(self, precision: Precision) -> Attack:
         """The same attack in another precision, for measuring; itself if it knows no other."""
         return self
+
+    def keeping_in(self, folder: Path) -> Attack | None:
+        """The same attack, keeping in a folder what it has found so far; None if it cannot.
+
+        What cannot is resumed by its caller, batch by batch.
+        """
+        return None
 
     def __call__(
         self,

@@ -1,16 +1,17 @@
-"""What attacks in a row have found so far, in a folder, so that a crash costs one batch.
+"""What attacks have found so far, in a folder, so that a crash costs one batch.
 
 One safetensors file for each attack and batch, written in one step. A picture is known by its
-index; a hash of network, settings and seed, and one of each picture with its label, keep results of
-something else out.
+index; hashes of network and settings, and one of each picture with its label, keep results of
+something else out. Safetensors has no checksum, so each file has one of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,120 +19,232 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nni_robust._files import atomic_path, set_aside
-from nni_robust.attacks._noise import Noise
-from nni_robust.attacks._norms import Ball
 from nni_robust.errors import DamageWarning, UserError
 
-__all__ = ["AttackProgress", "network_hash"]
+__all__ = ["AttackProgress", "Known", "ProgressFolder", "network_hash"]
 
 _PATTERN = "attack-*.safetensors"
 
 
-class AttackProgress:
-    """Results of one batch, those from before and those to come.
+class Known(NamedTuple):
+    """What is known of some pictures under one attack.
+
+    Attributes
+    ----------
+    adv
+        Adversarial pictures, clean ones where none was kept.
+    broken, outside
+        (N,), bool: misclassified; not inside ball and box.
+    tried
+        (N,), bool: whether anything is known.
+    """
+
+    adv: Tensor
+    broken: Tensor
+    outside: Tensor
+    tried: Tensor
+
+
+class _Entry(NamedTuple):
+    broken: bool
+    outside: bool
+    adv: Tensor | None
+
+
+class ProgressFolder:
+    """Results of one run of attacks, those from before and those to come.
 
     Parameters
     ----------
     folder
         Where; made if it is missing.
-    settings
-        What was run, as text.
     model
         The network.
-    ball, y, noise
-        The batch.
+    settings
+        What is run, as text.
+    seed
+        Of the attacks' random numbers.
 
     Raises
     ------
     UserError
-        If there is no seed, or the folder holds results of another network, other settings or other
-        pictures.
+        If there is no seed, or the folder holds results of another network, settings or seed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        settings: Sequence[str],
-        model: nn.Module,
-        ball: Ball,
-        y: Tensor,
-        noise: Noise,
+        self, folder: Path, model: nn.Module, settings: Sequence[str], seed: int | None
     ) -> None:
-        if noise.seed is None:
+        if seed is None:
             raise UserError("folder: an attack can be resumed only with a seed")
-        self._folder, self._x, self._index = folder, ball.x, noise.index
-        self._run = network_hash(model, [*settings, f"seed {noise.seed}"])
-        self._pictures = [
-            _digest(x, label) for x, label in zip(ball.pictures, y.tolist(), strict=True)
-        ]
-        self._found: dict[tuple[int, int], tuple[bool, Tensor | None]] = {}
-        places = {int(i): n for n, i in enumerate(noise.index)}
+        self.folder = folder
+        text = "\n".join(settings)
+        self.made = {
+            "network": network_hash(model),
+            "settings": hashlib.sha256(text.encode()).hexdigest(),
+            "seed": str(seed),
+        }
+        self._index: dict[Path, list[int]] = {}
         for path in sorted(folder.glob(_PATTERN)):
-            self._read(path, places)
+            self._look(path)
 
-    def known(self, attack: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (clean where nothing was found), which are broken, and which were tried."""
+    def batch(self, x: Tensor, pictures: Tensor, y: Tensor, index: Tensor) -> AttackProgress:
+        """What is known of one batch.
+
+        Parameters
+        ----------
+        x, pictures
+            (N, C, H, W): clean pictures in the type of the iterates, and in their own.
+        y, index
+            (N,), int64: labels, and places in the data.
+
+        Raises
+        ------
+        UserError
+            If the folder holds results of other pictures at these places.
+        """
+        return AttackProgress(self, x, pictures, y, index)
+
+    def read(self, places: Mapping[int, int]) -> list[dict[str, Tensor]]:
+        """The files with pictures at these places, whole."""
+        paths = [p for p, index in self._index.items() if not places.keys().isdisjoint(index)]
+        return [tensors for path in paths if (tensors := self._load(path)) is not None]
+
+    def _load(self, path: Path) -> dict[str, Tensor] | None:
+        try:
+            with safe_open(path, framework="pt") as f:
+                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+                if (f.metadata() or {}).get("sum") == _checksum(tensors):
+                    return tensors
+            why: object = "its checksum is wrong"
+        except (SafetensorError, OSError) as e:
+            why = e
+        self._damaged(path, why)
+        return None
+
+    def write(self, attack: int, tensors: dict[str, Tensor]) -> None:
+        """One file, in one step."""
+        index = tensors["index"]
+        name = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
+        path = self.folder / f"attack-{attack}-{name}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={**self.made, "sum": _checksum(tensors)})
+        self._index[path] = index.tolist()
+
+    def _look(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as f:
+                made, index = f.metadata() or {}, f.get_tensor("index").tolist()
+        except (SafetensorError, OSError) as e:
+            self._damaged(path, e)
+            return
+        other = [what for what, value in self.made.items() if made.get(what) != value]
+        if other:
+            raise UserError(
+                f"folder: '{self.folder}' holds the results of "
+                f"{' and '.join(_OTHER[what] for what in other)}; give another folder"
+            )
+        self._index[path] = index
+
+    def _damaged(self, path: Path, why: object) -> None:
+        self._index.pop(path, None)
+        aside = set_aside(path)
+        told = f"'{path}' is damaged ({why}): kept as {aside.name}; its pictures are attacked again"
+        warnings.warn(DamageWarning(told), stacklevel=4)
+
+
+_OTHER = {"network": "another network", "settings": "other settings", "seed": "another seed"}
+
+
+class AttackProgress:
+    """Results of one batch; made by :meth:`ProgressFolder.batch`."""
+
+    def __init__(
+        self, folder: ProgressFolder, x: Tensor, pictures: Tensor, y: Tensor, index: Tensor
+    ) -> None:
+        self._folder, self._x, self._index = folder, x, index
+        self._pictures = [
+            _digest(one, label) for one, label in zip(pictures.cpu(), y.tolist(), strict=True)
+        ]
+        self._found: dict[tuple[int, int], _Entry] = {}
+        places = {int(i): n for n, i in enumerate(index.tolist())}
+        for tensors in folder.read(places):
+            self._take(tensors, places)
+
+    def known(self, attack: int, rows: Tensor, *, pictures: bool = False) -> Known:
+        """What an attack found on some pictures of the batch.
+
+        Parameters
+        ----------
+        attack
+            Its number.
+        rows
+            Places in the batch, int64.
+        pictures
+            Broken pictures are needed: one that was not kept counts as not tried.
+        """
         adv = self._x[rows].clone()
         broken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        tried = torch.zeros_like(broken)
+        outside, tried = torch.zeros_like(broken), torch.zeros_like(broken)
         for place, row in enumerate(rows.tolist()):
-            if (entry := self._found.get((attack, row))) is not None:
-                tried[place], broken[place] = True, entry[0]
-                if entry[1] is not None:
-                    adv[place] = entry[1].to(adv)
-        return adv, broken, tried
+            entry = self._found.get((attack, row))
+            if entry is None or (pictures and entry.broken and entry.adv is None):
+                continue
+            tried[place], broken[place], outside[place] = True, entry.broken, entry.outside
+            if entry.adv is not None:
+                adv[place] = entry.adv.to(adv)
+        return Known(adv, broken, outside, tried)
 
-    def add(self, attack: int, rows: Tensor, adv: Tensor, broken: Tensor) -> None:
-        """Write what an attack found on some pictures of the batch."""
-        index, rows = self._index[rows].cpu(), rows.cpu()
-        # The first attack's pictures also stand for those that resist.
-        kept = broken if attack else torch.ones_like(broken)
+    def add(
+        self,
+        attack: int,
+        rows: Tensor,
+        adv: Tensor,
+        broken: Tensor,
+        *,
+        kept: Tensor,
+        outside: Tensor | None = None,
+    ) -> None:
+        """Write what an attack found on some pictures of the batch.
+
+        Parameters
+        ----------
+        kept
+            (len(rows),), bool: pictures to keep too.
+        outside
+            (len(rows),), bool: pictures outside ball or box; None is none.
+        """
+        index, rows, kept = self._index[rows].cpu(), rows.cpu(), kept.cpu()
+        outside = torch.zeros_like(broken) if outside is None else outside
         tensors = {
             "attack": torch.tensor(attack),
             "index": index,
-            "broken": broken.cpu(),
             "picture": torch.tensor([self._pictures[int(r)] for r in rows], dtype=torch.int64),
-            "kept": kept.cpu().clone(),  # one tensor must not lie in the file twice
-            "adversarial": adv[kept].detach().cpu().contiguous(),
+            "adversarial": adv.detach().cpu()[kept].contiguous(),
         }
-        name = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._folder / f"attack-{attack}-{name}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"run": self._run})
+        # Clones: one tensor must not lie in the file twice.
+        for name, value in (("broken", broken), ("outside", outside), ("kept", kept)):
+            tensors[name] = value.cpu().clone()
+        self._folder.write(attack, tensors)
 
-    def _read(self, path: Path, places: dict[int, int]) -> None:
-        try:
-            with safe_open(path, framework="pt") as f:
-                run = (f.metadata() or {}).get("run")
-                if run != self._run:
-                    raise UserError(
-                        f"folder: {path.parent} holds the results of another network, seed or "
-                        "setting; give another folder"
-                    )
-                if places.keys().isdisjoint(f.get_tensor("index").tolist()):
-                    return
-                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as e:
-            aside = set_aside(path)
-            warnings.warn(
-                f"'{path}' is damaged ({e}): kept as {aside.name}; its pictures are attacked again",
-                DamageWarning,
-                stacklevel=2,
-            )
-            return
-        attack, index = int(tensors["attack"]), tensors["index"].tolist()
-        broken, kept, pictures = (tensors[k].tolist() for k in ("broken", "kept", "picture"))
+    def _take(self, tensors: dict[str, Tensor], places: dict[int, int]) -> None:
+        attack = int(tensors["attack"])
+        columns = ("index", "broken", "outside", "kept", "picture")
         adversarial = iter(tensors["adversarial"])
-        for i, is_broken, has_picture, digest in zip(index, broken, kept, pictures, strict=True):
-            adv = next(adversarial) if has_picture else None
+        for i, broken, outside, kept, digest in zip(
+            *(tensors[name].tolist() for name in columns), strict=True
+        ):
+            adv = next(adversarial) if kept else None
             if (row := places.get(i)) is None:
                 continue
             if digest != self._pictures[row]:
                 raise UserError(
-                    f"folder: {path.parent} holds the results of other pictures; give another "
-                    "folder"
+                    f"folder: '{self._folder.folder}' holds the results of other pictures; give "
+                    "another folder"
                 )
-            self._found[attack, row] = (is_broken, adv)
+            before = self._found.get((attack, row))
+            if before is None or before.adv is None:
+                self._found[attack, row] = _Entry(broken, outside, adv)
 
 
 def network_hash(model: nn.Module, settings: Sequence[str] = ()) -> str:
@@ -140,6 +253,13 @@ def network_hash(model: nn.Module, settings: Sequence[str] = ()) -> str:
     for name, value in model.state_dict().items():
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(_bytes(value))
+    return total.hexdigest()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + _bytes(value))
     return total.hexdigest()
 
 

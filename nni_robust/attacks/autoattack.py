@@ -13,6 +13,7 @@ gradients averaged over 20 passes. The version "plus" is at ``torchattacks:AutoA
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nni_robust import registry
 from nni_robust.attacks._base import Attack, Victim
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball
-from nni_robust.attacks._progress import AttackProgress
+from nni_robust.attacks._progress import AttackProgress, ProgressFolder
 from nni_robust.attacks._survivors import Survivors
 from nni_robust.attacks.apgd import APGDCE, APGDDLR, APGDT
 from nni_robust.attacks.fab import FABT
@@ -108,6 +109,13 @@ class _InARow(Attack):
     breaks: list[int]
     _folder: Path | None = None
 
+    def keeping_in(self, folder: Path) -> Attack:
+        if self._folder is not None:
+            return self
+        other = copy.copy(self)
+        other._folder = folder
+        return other
+
     def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
         left = Survivors(victim, y, ball, noise)
         progress = self._progress(victim, ball, y, noise)
@@ -119,12 +127,15 @@ class _InARow(Attack):
                 left.settle(*_exactly(part, victim, left))
                 self.breaks[number] += resisted - len(left)
                 continue
-            adv, broken, known = progress.known(number, left.rows)
-            open_rows = known.logical_not().nonzero().flatten()
+            adv, broken, _, tried = progress.known(number, left.rows)
+            open_rows = tried.logical_not().nonzero().flatten()
             if len(open_rows):
                 rest = left.only(open_rows)
-                adv[open_rows], broken[open_rows] = _exactly(part, victim, rest)
-                progress.add(number, rest.rows, adv[open_rows], broken[open_rows])
+                new, fooled = _exactly(part, victim, rest)
+                adv[open_rows], broken[open_rows] = new, fooled
+                # The first attack's pictures also stand for those that resist.
+                kept = fooled if number else torch.ones_like(fooled)
+                progress.add(number, rest.rows, new, fooled, kept=kept)
             left.settle(adv, broken)
             self.breaks[number] += resisted - len(left)
         return left.found
@@ -137,7 +148,8 @@ class _InARow(Attack):
         settings = [
             f"{p.key} {p.threat} {p.threat.eps!r} {getattr(p, 'settings', '')}" for p in self.parts
         ]
-        return AttackProgress(self._folder, settings, victim.model, ball, y, noise)
+        folder = ProgressFolder(self._folder, victim.model, settings, noise.seed)
+        return folder.batch(ball.x, ball.pictures, y, noise.index)
 
 
 def _exactly(part: Attack, victim: Victim, left: Survivors) -> tuple[Tensor, Tensor]:

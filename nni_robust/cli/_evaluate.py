@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from nni_robust.cli._arguments import (
     ARCH_HELP,
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of the network (.safetensors, .pt, .pth) in place of the architecture's own",
     )
     parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="keep there, batch by batch, which pictures each attack has had and what came of it; "
+        "the same command goes on after a kill",
+    )
+    parser.add_argument(
         "--precision",
         choices=["float32", "bf16"],
         default="float32",
@@ -97,11 +104,25 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _check_folder(args: argparse.Namespace) -> None:
+    """Refuse ``--folder`` where nothing of it would be kept, or that is something else's."""
+    if args.folder is None:
+        return
+    for other in ("strengths", "corruptions"):
+        if getattr(args, other) is not None:
+            raise UserError(f"--folder is not allowed with --{other}")
+    if args.save_examples is not None and Path(args.folder) == Path(args.save_examples):
+        raise UserError(f"--folder and --save-examples are both '{args.folder}'; give two folders")
+
+
 def execute(args: argparse.Namespace) -> int:
     """Attack, count, print."""
     check_examples(args)
     if args.examples_from is not None:
+        if args.folder is not None:
+            raise UserError("--folder is not allowed with --examples-from, which attacks nothing")
         return execute_verification(args)
+    _check_folder(args)
     if args.precision != "float32" and (args.strengths or args.corruptions) is not None:
         given = "--strengths" if args.strengths is not None else "--corruptions"
         raise UserError(f"--precision '{args.precision}' is not allowed with {given}")
@@ -144,6 +165,7 @@ def execute(args: argparse.Namespace) -> int:
         thorough=args.thorough,
         precision=args.precision,
         keep=args.examples if args.save_examples is not None else None,
+        folder=args.folder,
     )
     files = save_examples(args, opened.name, result)
     if args.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ __all__ = ["add_arguments", "execute"]
 
 #: What only a folder that this verb used before holds.
 _TRACES = ("architecture.yaml", "result.json", "checkpoint-*.safetensors")
+#: What attacks have found so far, until evaluation.json is written.
+_PROGRESS = "evaluation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +246,7 @@ def _test(
     """
     from nni_robust._files import write_json
     from nni_robust.cli._network import attack_and_count, print_accuracies, threat_json
+    from nni_robust.evaluation import progress_folder
     from nni_robust.exchange import EVALUATION
     from nni_robust.reliability import check_training
 
@@ -254,6 +258,7 @@ def _test(
         batch_size=args.batch_size,
         limit=args.limit,
         seed=args.seed,
+        folder=progress_folder(folder / _PROGRESS, trained.model),
     )
     kept = trained.history[: trained.kept_epoch]
     history = [dataclasses.asdict(record) for record in kept]
@@ -279,4 +284,5 @@ def _test(
         "seconds": result.seconds,
     }
     write_json(folder / EVALUATION, record)
+    shutil.rmtree(folder / _PROGRESS, ignore_errors=True)
     return figures

@@ -16,13 +16,16 @@ from nni_robust.reliability._checks import (
     Status,
     need_reliability,
 )
+from nni_robust.reliability._examples import outside_ball
 from nni_robust.reliability._monitor import Monitor
+from nni_robust.reliability._network import HALVES
 from nni_robust.reliability._results import BLACK_BOX, Outcome
 from nni_robust.reliability._training import check_training
 
 __all__ = [
     "BLACK_BOX",
     "CHECKS",
+    "HALVES",
     "AnswersMonitor",
     "Check",
     "Monitor",
@@ -31,4 +34,5 @@ __all__ = [
     "Status",
     "check_training",
     "need_reliability",
+    "outside_ball",
 ]

@@ -11,12 +11,29 @@ from nni_robust.attacks import Attack, Victim
 from nni_robust.reliability._checks import Check, failed, not_run, passed
 from nni_robust.reliability._network import HALVES
 
-__all__ = ["Examples"]
+__all__ = ["Examples", "outside_ball"]
 
 #: Slack of the radius, in pixel units.
 SLACK = 1e-6
 # Share of the kept pictures that may be right again in float32: rounding at the boundary.
 _ROUNDING = 0.05
+
+
+def outside_ball(attack: Attack, x: Tensor, adv: Tensor) -> Tensor:
+    """(N,), bool: which adversarial pictures lie outside the attack's ball or outside [0, 1]."""
+    found = adv.detach()
+    found = found if found.dtype == torch.float64 else found.float()
+    change = found - x
+    eps, slack = attack.threat.eps, SLACK
+    if attack.threat.norm == "linf":
+        size = change.abs_().flatten(1).amax(1)
+    else:
+        size = torch.linalg.vector_norm(change.flatten(1), dim=1)
+        slack += 1e-5 * eps  # a sum of many squares in float32
+    low, high = found.flatten(1).aminmax(dim=1)
+    # Written so that NaN is outside.
+    legal: Tensor = (size <= eps + slack) & (low >= -SLACK) & (high <= 1 + SLACK)
+    return legal.logical_not()
 
 
 class Examples:
@@ -38,7 +55,15 @@ class Examples:
         self.left: dict[str, int] = {}
         self.half = False
 
-    def add(self, attack: Attack, x: Tensor, adv: Tensor, y: Tensor, correct: Tensor) -> None:
+    def add(
+        self,
+        attack: Attack,
+        x: Tensor,
+        adv: Tensor,
+        y: Tensor,
+        correct: Tensor,
+        outside: Tensor | None = None,
+    ) -> None:
         """Look at one attacked batch.
 
         Parameters
@@ -49,22 +74,13 @@ class Examples:
             Labels, (N,).
         correct
             (N,), bool: the network is still right.
+        outside
+            (N,), bool, see :func:`outside_ball`; None looks.
         """
         if len(x) == 0:
             return
-        found = adv.detach()
-        found = found if found.dtype == torch.float64 else found.float()
-        change = found - x
-        eps, slack = attack.threat.eps, SLACK
-        if attack.threat.norm == "linf":
-            size = change.abs_().flatten(1).amax(1)
-        else:
-            size = torch.linalg.vector_norm(change.flatten(1), dim=1)
-            slack += 1e-5 * eps  # a sum of many squares in float32
-        low, high = found.flatten(1).aminmax(dim=1)
-        # Written so that NaN is outside.
-        legal = (size <= eps + slack) & (low >= -SLACK) & (high <= 1 + SLACK)
-        self.outside.setdefault(attack.key, []).append(legal.logical_not().sum())
+        outside = outside_ball(attack, x, adv) if outside is None else outside
+        self.outside.setdefault(attack.key, []).append(outside.sum())
         self.total += len(x)
         if adv.dtype in HALVES or torch.is_autocast_enabled(adv.device.type):
             self._remember(attack.key, adv, y, correct)

@@ -79,9 +79,20 @@ class Monitor:
             if self._probe is None and self._have >= self._size:
                 self._ask()
 
-    def attacked(self, attack: Attack, x: Tensor, adv: Tensor, y: Tensor, correct: Tensor) -> None:
-        """Pictures before and after an attack, and whether the network is still right."""
-        self._examples.add(attack, x, adv, y, correct)
+    def attacked(
+        self,
+        attack: Attack,
+        x: Tensor,
+        adv: Tensor,
+        y: Tensor,
+        correct: Tensor,
+        outside: Tensor | None = None,
+    ) -> None:
+        """Pictures before and after an attack, and whether the network is still right.
+
+        `outside` says which are outside of ball or box, where that is known from before.
+        """
+        self._examples.add(attack, x, adv, y, correct, outside)
 
     def finish(
         self, outcomes: Sequence[Outcome], *, batch_size: int, nested: bool = False

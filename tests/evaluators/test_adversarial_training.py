@@ -125,6 +125,49 @@ def test_refusals(arguments: dict[str, Any], says: str) -> None:
         AdversarialTraining(**arguments)
 
 
+def test_a_killed_scoring_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of test pictures, the second of which is stopped; the first is not repeated."""
+    from nni_robust.attacks.gradient import PGD
+
+    attacked: list[list[int]] = []
+    plain = PGD.__call__
+
+    def stopped(self: PGD, model: Any, x: Any, y: Any, **more: Any) -> Any:
+        if self.label == "pgd2":  # training's has one step
+            attacked.append(more["index"].tolist())
+            if len(attacked) == 2:
+                raise KeyboardInterrupt
+        return plain(self, model, x, y, **more)
+
+    task = {**TASK, "test_limit": 320}
+
+    def scored(store: Path) -> dict[str, Any]:
+        evaluator = AdversarialTraining(
+            task=task,
+            train={**TRAIN, "epochs": 8},
+            attacks=["pgd2"],
+            split="test",
+            store=str(store),
+        )
+        record: dict[str, Any] = evaluator._execute(frozen(evaluator))
+        assert not list(store.rglob("attack-*"))  # no more needed
+        return record
+
+    whole = scored(tmp_path / "whole")
+    monkeypatch.setattr(PGD, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path / "stopped")
+    assert len(list((tmp_path / "stopped").rglob("attack-*"))) == 1
+    found = scored(tmp_path / "stopped")
+    assert len(attacked) == 3
+    assert attacked[1] == attacked[2] != attacked[0]
+    assert found["pictures"] == whole["pictures"] == 320
+    assert found["metrics"].keys() == whole["metrics"].keys()
+    for key in whole["metrics"].keys() - {"seconds"}:
+        assert found["metrics"][key] == whole["metrics"][key]
+    assert found["reliability"]["checks"] == whole["reliability"]["checks"]
+
+
 def test_fsp_is_of_the_weights_before_training(tmp_path: Path) -> None:
     """Of given weights (no training) it is measured; of weights from scratch it means nothing."""
     from nni_robust.analysis import fsp_record

@@ -162,3 +162,45 @@ def test_precision(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["evaluate", "wrn-a", "--precision", "bf16", "--strengths", "0.1,0.2"]
     assert main(argv) == 2
     assert "--precision 'bf16' is not allowed with --strengths" in capsys.readouterr().err
+
+
+# --- going on after a kill -----------------------------------------------------------------------
+
+
+def test_a_folder_keeps_what_was_attacked(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [tiny, "--limit", "60", "--attacks", "fgsm,pgd3", "--eps", "0.05"]
+    plain = evaluated(capsys, *argv)
+    first = evaluated(capsys, *argv, "--batch-size", "32", "--folder", str(tmp_path / "kept"))
+    files = sorted((tmp_path / "kept").rglob("attack-*.safetensors"))
+    assert len(files) == 4  # two batches of each attack
+    made = [path.stat().st_mtime_ns for path in files]
+    again = evaluated(capsys, *argv, "--folder", str(tmp_path / "kept"))
+    assert plain["metrics"] == first["metrics"] == again["metrics"]
+    assert sorted((tmp_path / "kept").rglob("attack-*.safetensors")) == files
+    assert [path.stat().st_mtime_ns for path in files] == made
+    assert main(["evaluate", *argv[:-1], "0.06", "--folder", str(tmp_path / "kept")]) == 2
+    assert "holds the evaluation of another threat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--strengths", "0.1"], "--folder is not allowed with --strengths"),
+        (["--corruptions", "fog"], "--folder is not allowed with --corruptions"),
+        (["--examples-from", "x"], "--folder is not allowed with --examples-from"),
+        (["--save-examples", "./here"], "give two folders"),
+    ],
+)
+def test_a_folder_that_cannot_be_meant(
+    more: list[str],
+    told: str,
+    tiny: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", tiny, "--folder", "here", *more]) == 2
+    assert told in capsys.readouterr().err

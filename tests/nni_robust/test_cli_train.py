@@ -45,6 +45,37 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TRAIN = ["train", "tiny.yaml", "--out", "run", "--recipe", "recipe.yaml", "--eps", "0.1"]
 
 
+def test_a_killed_evaluation_goes_on(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two attacks is stopped; the first is not made again."""
+    from nni_robust.attacks.gradient import PGD
+
+    argv = [*TRAIN, "--evaluate", "--attacks", "pgd7,pgd9", "--limit", "64", "--json"]
+    attacked = []
+    plain = PGD.__call__
+
+    def stopped(self: PGD, *args: Any, **more: Any) -> Any:
+        if self.label in ("pgd7", "pgd9"):
+            attacked.append(self.label)
+            if attacked == ["pgd7", "pgd9"]:
+                raise KeyboardInterrupt
+        return plain(self, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PGD, "__call__", stopped)
+        assert main(argv) == 130
+        assert (files / "run/evaluation").is_dir()
+        assert main([*argv, "--resume"]) == 0
+    assert attacked == ["pgd7", "pgd9", "pgd9"]
+    assert not (files / "run/evaluation").exists()
+    outcome = json.loads(capsys.readouterr().out.strip())
+    argv = ["evaluate", "run/architecture.yaml", "--eps", "0.1", "--attacks", "pgd7,pgd9"]
+    assert main([*argv, "--limit", "64", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["metrics"] == outcome["test"]["metrics"]
+
+
 def test_train_leaves_an_architecture_that_evaluate_takes(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
