@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nni_robust.report._choices import plot_choices as plot_choices
     from nni_robust.report._comparison import plot_comparison as plot_comparison
     from nni_robust.report._compression import plot_compression as plot_compression
+    from nni_robust.report._corruptions import plot_corruptions as plot_corruptions
     from nni_robust.report._examples import Examples as Examples
     from nni_robust.report._examples import plot_examples as plot_examples
     from nni_robust.report._examples import read_examples as read_examples
@@ -55,6 +56,7 @@ _HOMES = {
     "plot_choices": "_choices",
     "plot_comparison": "_comparison",
     "plot_compression": "_compression",
+    "plot_corruptions": "_corruptions",
     "plot_density": "findings",
     "plot_eps_curves": "plots",
     "plot_examples": "_examples",
@@ -87,6 +89,7 @@ __all__ = [
     "plot_choices",
     "plot_comparison",
     "plot_compression",
+    "plot_corruptions",
     "plot_density",
     "plot_eps_curves",
     "plot_examples",

@@ -12,6 +12,7 @@ import yaml
 from nni_robust.report import _format as fmt
 from nni_robust.report._candidates import Labelled, candidate_table
 from nni_robust.report._compare_figures import comparison_figures
+from nni_robust.report._corruptions import corruption_table
 from nni_robust.report._differences import differences, incomparable
 from nni_robust.report._page import (
     best_architecture,
@@ -73,6 +74,9 @@ def comparison_page(runs: Sequence[Run], path: Path) -> dict[str, Any]:
             labels, [_mapping(run.status.get("versions")) for run in runs]
         ),
         "finals": _finals(labelled, bold=not weighty),
+        "corruptions": corruption_table(
+            [(n, _best_network(run)) for n, run in zip(labels, runs, strict=True)]
+        ),
         "candidates": candidate_table(labelled),
         "figures": figures,
         "drawings": drawings,

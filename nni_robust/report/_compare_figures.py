@@ -15,7 +15,13 @@ from nni_robust.report._examples import (
     plot_examples,
     read_run_examples,
 )
-from nni_robust.report._figures import curve_figures, histories, inline, pareto_group
+from nni_robust.report._figures import (
+    corruption_figures,
+    curve_figures,
+    histories,
+    inline,
+    pareto_group,
+)
 from nni_robust.report._fronts import plot_pareto
 from nni_robust.report._run import is_ok, metric, strongest_attack
 from nni_robust.report.drawing import draw_cells
@@ -57,6 +63,7 @@ def comparison_figures(
     if len(norms) <= 1:  # radii of two norms cannot share an axis
         one = threats.pop() if len(threats) == 1 else None
         figures |= curve_figures(networks, one)
+    figures |= corruption_figures(networks)
     trained = histories(networks)
     if trained:
         alt = f"Loss, clean and robust accuracy over the epochs of {', '.join(trained)}."

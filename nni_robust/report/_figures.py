@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from nni_robust.report import _format as fmt
 from nni_robust.report._choices import plot_choices
+from nni_robust.report._corruptions import clean_accuracy, plot_corruptions, read_corruptions
 from nni_robust.report._examples import (
     Examples,
     caption,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "corruption_figures",
     "curve_figures",
     "curve_points",
     "example_figures",
@@ -99,6 +101,7 @@ def make_figures(run: Run, best: Mapping[str, Any] | None) -> dict[str, Markup]:
     figures |= curve_figures(
         [(network_title(str(n.get("label"))), n) for n in run.networks], run.threat
     )
+    figures |= corruption_figures([(network_title(str(n.get("label"))), n) for n in run.networks])
     trained = histories(
         # The final networks come first, so that they have the colours of the eps curves.
         [(network_title(str(n.get("label"))), n) for n in run.networks]
@@ -147,6 +150,19 @@ def curve_figures(
         alt = f"Accuracy against the number of attack steps for {', '.join(by_steps)}."
         figures["steps"] = inline("steps", figure, alt)
     return figures
+
+
+def corruption_figures(networks: Sequence[tuple[str, Record]]) -> dict[str, Markup]:
+    """Accuracy by severity of each common corruption, of networks that have any."""
+    found = {name: read for name, n in networks if (read := read_corruptions(n))}
+    if not found:
+        return {}
+    known = {name: c for name, n in networks if (c := clean_accuracy(n)) is not None}
+    alt = (
+        f"Accuracy against the severity of each common corruption for {', '.join(found)}. Means "
+        "are in the table."
+    )
+    return {"corruptions": inline("corruptions", plot_corruptions(found, clean=known), alt)}
 
 
 def histories(named: Iterable[tuple[str, Record]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -10,6 +10,7 @@ import yaml
 from nni_robust.report import _format as fmt
 from nni_robust.report._candidates import Labelled, candidate_table
 from nni_robust.report._compression import compression_figures, read_compression
+from nni_robust.report._corruptions import corruption_table
 from nni_robust.report._figures import example_figures, make_figures
 from nni_robust.report._notes import notes
 from nni_robust.report._run import (
@@ -67,6 +68,9 @@ def run_page(run: Run) -> dict[str, Any]:
         "headline": _headline(run, robust),
         "finals": final_rows(run),
         "checks": check_rows(run),
+        "corruptions": corruption_table(
+            [(network_title(str(n.get("label", fmt.MISSING))), n) for n in run.networks]
+        ),
         "candidates": candidate_table([Labelled(run.name, run, best)]),
         "best": best,
         "best_problem": best_problem,

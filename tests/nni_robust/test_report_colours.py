@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from nni_robust.report import plot_best_so_far, plot_eps_curves, plot_steps_curves, plot_training
+from nni_robust.report import (
+    plot_best_so_far,
+    plot_corruptions,
+    plot_eps_curves,
+    plot_steps_curves,
+    plot_training,
+)
 from nni_robust.report._style import SERIES, series
 
 SEEN_BY = {
@@ -103,6 +109,14 @@ def test_curves_are_drawn_so(draw) -> None:
 def test_training_curves_are_drawn_so() -> None:
     history = [{"epoch": e, "loss": 1 / e, "val_clean": 0.5, "val_robust": 0.4} for e in (1, 2)]
     for axes in plot_training({f"network {k}": history for k in range(len(SERIES))}).axes:
+        looks(axes)
+
+
+def test_corruptions_are_drawn_so() -> None:
+    found = {"fog": {1: 0.5, 2: 0.4}, "snow": {1: 0.5, 2: 0.4}}
+    figure = plot_corruptions({f"network {k}": found for k in range(len(SERIES))})
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
         looks(axes)
 
 

@@ -14,6 +14,7 @@ from nni_robust.report import (
     Candidates,
     plot_best_so_far,
     plot_choices,
+    plot_corruptions,
     plot_eps_curves,
     plot_pareto,
     plot_scores,
@@ -156,12 +157,13 @@ def test_scores_show_the_best_so_far_and_the_failed():
         plot_pareto({"": Candidates([])}),
         plot_pareto({}),
         plot_eps_curves({}),
+        plot_corruptions({}),
         plot_steps_curves({}),
         plot_training({}),
         plot_scores([(0, None)]),
         plot_best_so_far({"a": [None]}),
     ],
-    ids=["pareto", "none", "eps", "steps", "training", "scores", "best"],
+    ids=["pareto", "none", "eps", "corruptions", "steps", "training", "scores", "best"],
 )
 def test_nothing_to_show_is_an_empty_figure(figure):
     with warnings.catch_warnings():
