@@ -13,6 +13,7 @@ import shutil
 import warnings
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from nni_robust.attacks._hooks import has_hooks
 from nni_robust.errors import UserError
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "need_compiler"]
 
 #: Largest allowed difference of the logits in units of the largest; rounding of float32 is 1e-5.
 _TOLERANCE = {True: 0.1, False: 1e-3}  # by whether autocast is on
@@ -46,7 +47,7 @@ def compiled(model: nn.Module, pictures: Tensor) -> Callable[[Tensor], Tensor]:
     UserError
         If there is no C++ compiler.
     """
-    _need_compiler()
+    need_compiler()
     if has_hooks(model):
         # They are the caller's Python: compiled once, they would not run again as they should.
         warnings.warn("compile: not used, the network has forward hooks", stacklevel=4)
@@ -54,7 +55,9 @@ def compiled(model: nn.Module, pictures: Tensor) -> Callable[[Tensor], Tensor]:
     call, checked = _forms.get(model, (None, {}))
     if call is None:
         # The network is an argument, so that the compiled form does not keep it alive.
-        call, checked = torch.compile(_forward), {}
+        # Code of its own, for torch counts per code object and compiles no more after eight.
+        own = FunctionType(_forward.__code__.replace(), globals())
+        call, checked = torch.compile(own), {}
         _forms[model] = call, checked
     cast = torch.is_autocast_enabled(pictures.device.type)
     key = (tuple(pictures.shape), pictures.dtype, cast)
@@ -74,7 +77,8 @@ def _forward(model: nn.Module, x: Tensor) -> Any:
     return model(x)
 
 
-def _need_compiler() -> None:
+def need_compiler() -> None:
+    """Raise a UserError if there is no C++ compiler."""
     given = os.environ.get("CXX")
     names = (given,) if given else _COMPILERS
     if not any(shutil.which(name) for name in names):

@@ -78,6 +78,7 @@ def folded(
     pictures: Tensor,
     *,
     thrifty: bool = False,
+    pointwise: bool = True,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Iterator[int]:
     """Fold what can be folded; inside, the network computes the same logits up to rounding.
@@ -94,6 +95,9 @@ def folded(
     thrifty
         Leave pairs as they are whose folded weights take more memory than the map between, unless
         all weights together are light.
+    pointwise
+        Compute 1x1 convolutions by :class:`Pointwise`. A compiler would not take it for the same
+        each time, and compile anew for every batch.
     memory_format
         Of the folded weights.
 
@@ -118,7 +122,7 @@ def folded(
         maps = len(pictures) * sum(pair.size for pair in pairs)
         if sum(pair.weights for pair in pairs) > _LIGHT * maps:
             pairs = tuple(pair for pair in pairs if pair.weights <= pair.size * len(pictures))
-    with _applied(pairs, memory_format):
+    with _applied(pairs, memory_format, pointwise=pointwise):
         yield len(pairs)
 
 
@@ -195,7 +199,10 @@ def _doubled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _applied(
-    pairs: tuple[Pair, ...], memory_format: torch.memory_format = torch.preserve_format
+    pairs: tuple[Pair, ...],
+    memory_format: torch.memory_format = torch.preserve_format,
+    *,
+    pointwise: bool = True,
 ) -> Iterator[None]:
     with ExitStack() as stack:
         for pair in pairs:
@@ -214,7 +221,7 @@ def _applied(
                 conv.bias.data = bias
             stack.callback(norm.__dict__.pop, "forward", None)
             norm.__dict__["forward"] = _pass
-            if Pointwise.suits(conv):
+            if pointwise and Pointwise.suits(conv):
                 stack.callback(conv.__dict__.pop, "forward", None)
                 conv.__dict__["forward"] = Pointwise(conv)
         yield

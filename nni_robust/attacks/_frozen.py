@@ -35,6 +35,9 @@ def undisturbed(
     ``model.eval()``: a sub-module that its owner keeps in evaluation mode stays there, and an
     overridden ``train`` does not run.
 
+    Autocast remembers nothing inside: it keeps the casts of tensors that require a gradient, such
+    as the attacked pictures, and would give the old ones after these were changed in place.
+
     Parameters
     ----------
     model
@@ -51,7 +54,8 @@ def undisturbed(
         changes logits in the last digits. Pictures as the network takes them, (N, C, H, W): a few
         are used to watch a network that was not seen before. None folds nothing.
     thrifty
-        On a CPU, make no copies of weights that take more memory than they save.
+        On a CPU, make no copies of weights that take more memory than they save, and put faster
+        1x1 convolutions in. False is for compiled networks, which want neither.
 
     Raises
     ------
@@ -65,6 +69,8 @@ def undisturbed(
     modules = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+    remembers = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         # What is so already is not set again: attacks of small networks would spend a tenth on it.
         for module, training in modules:
@@ -81,7 +87,9 @@ def undisturbed(
                 # Weights are folded straight into their last format: one copy, not two.
                 form = torch.channels_last if channels_last else torch.preserve_format
                 spare = thrifty and fold.device.type == "cpu"
-                stack.enter_context(folded(model, fold, thrifty=spare, memory_format=form))
+                stack.enter_context(
+                    folded(model, fold, thrifty=spare, pointwise=thrifty, memory_format=form)
+                )
             for parameter, *_ in parameters:
                 # On a CPU, kernels order weights anew in any case, and a copy takes memory.
                 spare = thrifty and parameter.device.type == "cpu"
@@ -89,6 +97,7 @@ def undisturbed(
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             yield model
     finally:
+        torch.set_autocast_cache_enabled(remembers)
         for module, training in modules:
             if module.training != training:
                 module.training = training

@@ -109,9 +109,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     applied = _fold._applied
 
-    def counted(pairs: tuple[Any, ...], *args: Any) -> Any:
+    def counted(pairs: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
         found.append(len(pairs))
-        return applied(pairs, *args)
+        return applied(pairs, *args, **kwargs)
 
     monkeypatch.setattr(_fold, "_applied", counted)
     return found
