@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_robust.bench._contests import Contender, Contest
+from nni_robust.bench._contests import COMPILED, Contender, Contest
 from nni_robust.bench._networks import ResNet18
 from nni_robust.bench._rows import Row, machine
 from nni_robust.bench._seed_steps import plain_step, repository_robnet
@@ -68,11 +69,14 @@ class TrainStepBench:
         Steps of the attacks.
     turns
         Each contender runs so often, after once unmeasured.
+    compile
+        Also ours through ``torch.compile``, which takes minutes for a RobNet.
     """
 
     networks: tuple[str, ...] = tuple(NETWORKS)
     steps: tuple[int, ...] = (7, 10)
     turns: int = 5
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in self.networks:
@@ -104,7 +108,7 @@ def run_train_step_bench(
     -------
     list
         One row for each network, number of attack steps, contender and turn: ``cpu`` and ``wall``
-        in seconds.
+        in seconds; ``first step`` is the wall time of the one that compiles.
     """
     settings = settings or TrainStepBench()
     threads = torch.get_num_threads()
@@ -114,7 +118,15 @@ def run_train_step_bench(
         rows = []
         for contest in _contests(settings):
             say(f"{contest.case}: {contest.network}")
-            rows += [{**row, **where} for row in run_contest(contest, settings.turns)]
+            extra: dict[str, Row] = {}
+            if settings.compile:
+                seconds = _first_step(contest.contenders[COMPILED])
+                extra = {COMPILED: {"first step": seconds}}
+                say(f"{contest.case}: {contest.network}: compiled in {seconds} s")
+            rows += [
+                {**row, **where, **extra.get(row["contender"], {})}
+                for row in run_contest(contest, settings.turns)
+            ]
         return rows
     finally:
         torch.set_num_threads(threads)
@@ -146,15 +158,29 @@ def _contests(settings: TrainStepBench) -> Iterator[Contest]:
         model, n = build(name)
         x, y = torch.rand(n, 3, 32, 32), torch.randint(0, _CLASSES, (n,))
         for steps in settings.steps:
-            yield Contest(f"pgd{steps}", name, n, contenders(model, x, y, steps))
+            runs = contenders(model, x, y, steps, compiling=settings.compile)
+            yield Contest(f"pgd{steps}", name, n, runs)
 
 
-def contenders(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Contender]:
+def _first_step(contender: Contender) -> float:
+    """Wall time of a contender's first step, in seconds."""
+    began = time.perf_counter()
+    contender()
+    return round(time.perf_counter() - began, 1)
+
+
+def contenders(
+    model: nn.Module, x: Tensor, y: Tensor, steps: int, *, compiling: bool = False
+) -> dict[str, Contender]:
     """Who takes a step on a batch, with so many steps of the attack; each on a copy."""
     how: dict[str, Any] = {"eps": _EPS, "step": _STEP, "steps": steps}
     found = {
         OURS: _ours(copy.deepcopy(model), x, y, steps, fold="auto"),
         UNFOLDED: _ours(copy.deepcopy(model), x, y, steps, fold=False),
+    }
+    if compiling:
+        found[COMPILED] = _ours(copy.deepcopy(model), x, y, steps, fold="auto", compile=True)
+    found |= {
         PLAIN: _plain(copy.deepcopy(model), x, y, **how),
     }
     if hasattr(model, "cells") and hasattr(model, "denoise"):
@@ -163,8 +189,8 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, 
     return found
 
 
-def _ours(model: nn.Module, x: Tensor, y: Tensor, steps: int, fold: Any) -> Contender:
-    attack = {"steps": steps, "step_size": _STEP, "fold": fold}
+def _ours(model: nn.Module, x: Tensor, y: Tensor, steps: int, **settings: Any) -> Contender:
+    attack = {"steps": steps, "step_size": _STEP, **settings}
     values = {**_SGD, "batch_size": len(x), "schedule": "constant", "attack": attack}
     recipe = parse(Recipe, {**values, "validation_attack": None, "accelerator": "cpu"}, "recipe")
     pictures = (x * 255).to(torch.uint8)

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="smallest size: shows that it works, no more"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="also ours through torch.compile; needs g++"
+    )
     add_json(parser)
 
 
@@ -40,9 +43,9 @@ def execute(args: argparse.Namespace) -> int:
     folder = writable_folder(args.out) if args.out else None
     from nni_robust.bench.train_step import TrainStepBench, run_train_step_bench, summary
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"compile": args.compile}
     if args.quick:
-        changes = {"networks": ("resnet18-w16@2",), "turns": 2, "steps": (3,)}
+        changes |= {"networks": ("resnet18-w16@2",), "turns": 2, "steps": (3,)}
     if args.turns is not None:
         changes["turns"] = args.turns
     if args.networks is not None:

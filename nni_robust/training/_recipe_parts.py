@@ -36,6 +36,13 @@ class TrainAttack:
         single pixels (docs/speed.md). ``"auto"`` does so for three steps or more of a fixed network
         with running statistics in float32, and not in supernets, whose path would have to be looked
         at in every batch.
+    compile
+        Run the network of the attack through ``torch.compile``: once, before the first batch, for
+        seconds to minutes; needs a C++ compiler. For one network that is trained for long: not for
+        supernets, whose every path would be compiled.
+    cuda_graph
+        Record one gradient step as a CUDA graph and replay it, for each batch anew, so supernets
+        may; for 5 steps or more. True needs a GPU; ``"auto"`` takes the one that there is.
     """
 
     steps: int = 10
@@ -43,6 +50,8 @@ class TrainAttack:
     random_start: bool = True
     bn_mode: Literal["eval", "train"] = "eval"
     fold: bool | Literal["auto"] = "auto"
+    compile: bool = False
+    cuda_graph: bool | Literal["auto"] = False
 
     __pydantic_config__ = strict
 
@@ -55,6 +64,10 @@ class TrainAttack:
             raise UserError(
                 "attack.fold: true is not allowed with attack.bn_mode 'train', which changes the "
                 "statistics; false or 'auto' is"
+            )
+        if self.compile and self.cuda_graph is True:
+            raise UserError(
+                "attack.cuda_graph: true is not allowed with attack.compile; one of the two is"
             )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nni_robust.attacks import attack_from_spec, undisturbed
+from nni_robust.attacks._compile import need_compiler
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits
 from nni_robust.data.augment import check_augment
@@ -93,6 +94,8 @@ def check_training(
     if recipe.keep == "best" and not validate:
         raise UserError("keep: 'best' is not allowed without validating; 'last' is")
     build_loss(recipe, threat)  # checks the settings of its attack
+    if recipe.attack.compile:
+        need_compiler()
     if recipe.validation_attack is not None:
         attack_from_spec(recipe.validation_attack, threat)
     if recipe.needs_teacher and teacher is None:
@@ -170,7 +173,8 @@ def make_fabric(recipe: Recipe, *, unused: bool = False) -> Any:
     Raises
     ------
     UserError
-        If this machine has no such devices, or the batch cannot be divided among them.
+        If this machine has no such devices, or the batch cannot be divided among them; or CUDA
+        graphs are asked for without CUDA.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
@@ -192,6 +196,11 @@ def make_fabric(recipe: Recipe, *, unused: bool = False) -> Any:
             f"accelerator '{recipe.accelerator}', devices {recipe.devices}, strategy "
             f"'{recipe.strategy}' cannot be used on this machine: {' '.join(str(e).split())}"
         ) from None
+    if recipe.attack.cuda_graph is True and fabric.device.type != "cuda":
+        raise UserError(
+            f"attack.cuda_graph: true is not allowed on '{fabric.device.type}'; a CUDA device is, "
+            "or 'auto'"
+        )
     if recipe.batch_size % fabric.world_size:
         raise UserError(
             f"batch_size: {recipe.batch_size} is not allowed with {fabric.world_size} devices; "

@@ -122,6 +122,11 @@ def train(
         raise UserError(
             "keep: 'best' is not allowed with a hook: a supernet's accuracy is that of one path"
         )
+    if recipe.attack.compile and hook is not None:
+        raise UserError(
+            "attack.compile: true is not allowed with a hook: each path of a supernet would be "
+            "compiled; attack.cuda_graph is"
+        )
     # A supernet cannot be asked before its hook has drawn a path.
     check_training(
         model if hook is None else None,

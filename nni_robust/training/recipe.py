@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from nni_robust.attacks._graph import LEAST_STEPS
 from nni_robust.config import strict
 from nni_robust.data.augment import CUTMIX, check_augment
 from nni_robust.errors import UserError
@@ -224,6 +225,16 @@ class Recipe:
             raise UserError(
                 f"attack.steps: {self.attack.steps} is not allowed with replays; 1 is, for each "
                 "replay is one step"
+            )
+        if self.replays > 1 and self.attack.compile:
+            raise UserError(
+                "attack.compile: true is not allowed with replays, which attack by the training's "
+                "own backward pass"
+            )
+        if self.attack.cuda_graph is True and self.attack.steps < LEAST_STEPS:
+            raise UserError(
+                f"attack.cuda_graph: true is not allowed with attack.steps {self.attack.steps}; "
+                f"{LEAST_STEPS} or more are worth a record (and replays have none)"
             )
         if self.keep == "best" and self.validation_attack is None:
             raise UserError(

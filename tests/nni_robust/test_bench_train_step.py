@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_robust.architecture import Architecture
+from nni_robust.bench._contests import COMPILED
 from nni_robust.bench._rivals import plain_loop
 from nni_robust.bench._seed_steps import picture_loop, plain_step, repository_robnet
 from nni_robust.bench.train_step import (
@@ -166,6 +167,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("ours", "plain loop"),
         ("ours, unfolded", "plain loop"),
     ]
+
+
+def test_only_the_compiled_contender_compiles() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 10))
+    found = contenders(model, torch.rand(2, 3, 8, 8), torch.arange(2), 3, compiling=True)
+    assert list(found) == [OURS, UNFOLDED, COMPILED, PLAIN]
+    for name, contender in found.items():
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        contender()
+        contender()
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+        assert compiled == (name == COMPILED)
 
 
 def test_goals_are_of_the_seeds_spaces() -> None:
