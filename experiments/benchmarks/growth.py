@@ -60,7 +60,7 @@ STRATEGIES: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "tpe": (lambda number: {"name": "tpe"}, 3200),
     "rl-compressor": (
         lambda number: {"name": "rl-compressor", "updates": number // 4, "rollouts": 4},
-        800,
+        400,
     ),
 }
 TABLE = {
