@@ -22,6 +22,7 @@ from nni_robust.store import write_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training import _checkpoint
 from nni_robust.training._averaging import WeightAverage
+from nni_robust.training._best import BestEpoch
 from nni_robust.training._collapse import collapsed, count_right
 from nni_robust.training._records import (
     EpochRecord,
@@ -36,10 +37,10 @@ from nni_robust.training._setup import (
     build_optimizer,
     refuse_other,
 )
-from nni_robust.training._state import RunningSums, capture, part, restore
+from nni_robust.training._state import RunningSums, capture, restore
 from nni_robust.training._validation import Validation
 from nni_robust.training.curve import write_curve
-from nni_robust.training.cutmix import cutmix
+from nni_robust.training.cutmix import Mixer
 from nni_robust.training.distilled import Oracle
 from nni_robust.training.hooks import Hook, StatefulHook
 from nni_robust.training.logs import TrainingLog, close_logs, write_logs
@@ -117,9 +118,7 @@ class Run:
             self._prepare()
             while self.epoch < self.recipe.epochs and not impatient(self.history, self.recipe):
                 self._train_epoch()
-        if self.best:
-            self.model.load_state_dict(self.best)
-        elif self.average is not None:
+        if not self.best.apply(self.model) and self.average is not None:
             self.average.apply()
         if self.folder is not None and fabric.is_global_zero:
             save_weights(self.model, self.folder / "weights.safetensors")
@@ -131,7 +130,7 @@ class Run:
         """Network, optimizer and data to their device; continue from a checkpoint."""
         if self.recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.outputs: int | None = None
+        self.mixer = Mixer(self.model, self.recipe.cutmix_probability, self.fabric)
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.forward, self.stepper = self.fabric.setup(Forwards(self.model), self.optimizer)
         self._build_losses()
@@ -149,8 +148,7 @@ class Run:
         self.sums = RunningSums(self.fabric.device)
         self.epoch, self.batch, self.elapsed = 0, 0, 0.0
         self.history: list[EpochRecord] = []
-        #: All tensors of the best epoch's network, as it was validated; empty without one.
-        self.best: dict[str, torch.Tensor] = {}
+        self.best = BestEpoch()
         self.steps_per_epoch = len(self.train_data) // self.recipe.batch_size
         newest = None if self.folder is None else _checkpoint.load_newest(self.folder)
         if newest is not None:
@@ -159,7 +157,7 @@ class Run:
             restore(tensors, state, self.model, self.optimizer, self.average, self.sums)
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.elapsed = state["elapsed"]
-            self.best = part(tensors, "best.")
+            self.best.load(tensors)
             self.history = [EpochRecord(**record) for record in state["history"]]
             if isinstance(self.hook, StatefulHook):
                 self.hook.load_state_dict(state.get("hook", {}))
@@ -238,7 +236,7 @@ class Run:
         if self.hook is not None:
             self.hook.before_batch(self.model, generator(self.seed, "hook", *place))
         if self.recipe.mixes:
-            x, y = self._mixed(x, y)
+            x, y = self.mixer(x, y, derive_seed(self.seed, "cutmix", *place))
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         self._seed_layers(derive_seed(self.seed, "layers", *place, rank))
@@ -260,20 +258,6 @@ class Run:
             self._step(objective, x, pictures, y)
             done += 1
             pictures = objective.replay(x, pictures, done)
-
-    def _mixed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch with CutMix."""
-        if self.outputs is None:
-            with torch.no_grad(), undisturbed(self.model), self.fabric.autocast():
-                self.outputs = self.model(x[:1]).shape[1]
-        return cutmix(
-            x,
-            y,
-            self.outputs,
-            derive_seed(self.seed, "cutmix", self.epoch, self.batch),
-            probability=self.recipe.cutmix_probability,
-            rank=self.fabric.global_rank,
-        )
 
     def _step(
         self, objective: RobustLoss, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
@@ -323,14 +307,9 @@ class Run:
             found = self.validation(self.model)
             if found is None:
                 raise self._diverged("the network's output", self._steps() - 1)
-            if self.recipe.keep == "best" and self._is_best(found[1]):
-                self.best = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+            if self.recipe.keep == "best":
+                self.best.offer(self.model, found[1], self.history)
         return found
-
-    def _is_best(self, robust: float | None) -> bool:
-        """Whether a robust accuracy is above that of every epoch before."""
-        before = [record.val_robust or 0.0 for record in self.history]
-        return not before or (robust or 0.0) > max(before)
 
     def _look(self, *, weights: bool = False) -> None:
         """Stop if the loss of any step so far, or a weight, is NaN or infinite."""
@@ -349,7 +328,7 @@ class Run:
         if self.folder is None or not self.fabric.is_global_zero:
             return
         tensors, state = capture(self.model, self.optimizer, self.average, self.sums)
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= self.best.tensors()
         state["training"] = self.identity
         state.update(epoch=self.epoch, batch=self.batch, elapsed=self.elapsed)
         state["history"] = [asdict(record) for record in self.history]

@@ -13,13 +13,50 @@ With several devices each mixes its own part of the batch, with the same box.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from nni_robust.attacks import undisturbed
 from nni_robust.data import generator
 
-__all__ = ["cutmix", "draw_box"]
+__all__ = ["Mixer", "cutmix", "draw_box"]
+
+
+class Mixer:
+    """Mixes the batches of one training.
+
+    Parameters
+    ----------
+    model
+        The network that is trained; asked once how many outputs it has.
+    probability
+        Share of the batches that are mixed.
+    fabric
+        The training's device and precision.
+    """
+
+    def __init__(self, model: nn.Module, probability: float, fabric: Any) -> None:
+        self._model, self._probability, self._fabric = model, probability, fabric
+        self._outputs: int | None = None
+
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch, mixed or not; see :func:`cutmix`."""
+        if self._outputs is None:
+            with torch.no_grad(), undisturbed(self._model), self._fabric.autocast():
+                self._outputs = self._model(x[:1]).shape[1]
+        return cutmix(
+            x,
+            y,
+            self._outputs,
+            seed,
+            probability=self._probability,
+            rank=self._fabric.global_rank,
+        )
 
 
 def cutmix(
