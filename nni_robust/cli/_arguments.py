@@ -38,26 +38,33 @@ ARCH_HELP = (
 )
 
 
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
 def natural(text: str) -> int:
     """A whole number from 0, for argparse."""
-    number = int(text)
-    if number < 0:
+    number = _whole(text)
+    if number is None or number < 0:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; a whole number from 0 is")
     return number
 
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
+    number = _whole(text)
+    if number is None or number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; a whole number above 0 is")
     return number
 
 
 def port_number(text: str) -> int:
     """A TCP port, for argparse."""
-    number = int(text)
-    if not 1 <= number <= 65535:
+    number = _whole(text)
+    if number is None or not 1 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; a port from 1 to 65535 is")
     return number
 

@@ -13,7 +13,9 @@ from nni_robust.errors import UserError
 if TYPE_CHECKING:
     from nni_robust.corruptions import CorruptionResult
 
-__all__ = ["add_corruptions", "execute_corruptions"]
+__all__ = ["add_corruptions", "check_corruptions", "execute_corruptions"]
+
+_SEVERITIES = "1,2,3,4,5"
 
 
 def add_corruptions(parser: argparse.ArgumentParser) -> None:
@@ -29,16 +31,25 @@ def add_corruptions(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--severities",
-        default="1,2,3,4,5",
         metavar="LIST",
         help="of 1 to 5, for --corruptions (default 1,2,3,4,5)",
     )
 
 
-def execute_corruptions(args: argparse.Namespace) -> int:
-    """Check everything, corrupt, count, print."""
+def check_corruptions(args: argparse.Namespace) -> None:
+    """Refuse what cannot be meant, before anything is read."""
+    if args.corruptions is None:
+        if args.severities is not None:
+            raise UserError(f"--severities '{args.severities}' needs --corruptions")
+        return
     if args.strengths is not None:
         raise UserError("--strengths and --corruptions measure different things; give one")
+    if args.thorough:
+        raise UserError("--thorough is not allowed with --corruptions, which attacks nothing")
+
+
+def execute_corruptions(args: argparse.Namespace) -> int:
+    """Check everything, corrupt, count, print."""
     from nni_robust.attacks import NonFiniteOutput
     from nni_robust.cli._network import find_device, open_network
     from nni_robust.corruptions import evaluate_corruptions, names_of
@@ -46,11 +57,12 @@ def execute_corruptions(args: argparse.Namespace) -> int:
     set_threads(args)
     device = find_device(args.device)
     text = args.corruptions
+    levels = _SEVERITIES if args.severities is None else args.severities
     wanted = names_of(text if text in ("standard", "all") else _parts(text))
     try:
-        severities = [int(part) for part in _parts(args.severities)]
+        severities = [int(part) for part in _parts(levels)]
     except ValueError:
-        raise UserError(f"--severities '{args.severities}': whole numbers are allowed") from None
+        raise UserError(f"--severities '{levels}': whole numbers are allowed") from None
     opened = open_network(args, device)
     total = min(len(opened.images), args.limit or len(opened.images)) * (1 + len(wanted))
     done: dict[str, int] = {}

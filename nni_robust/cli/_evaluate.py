@@ -17,11 +17,12 @@ from nni_robust.cli._arguments import (
     threat_of,
 )
 from nni_robust.cli._console import print_json
-from nni_robust.cli._corruptions import add_corruptions, execute_corruptions
+from nni_robust.cli._corruptions import add_corruptions, check_corruptions, execute_corruptions
 from nni_robust.cli._examples import (
     add_examples,
     check_examples,
     execute_verification,
+    kept_examples,
     print_examples,
     save_examples,
 )
@@ -118,6 +119,7 @@ def _check_folder(args: argparse.Namespace) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Attack, count, print."""
     check_examples(args)
+    check_corruptions(args)
     if args.examples_from is not None:
         if args.folder is not None:
             raise UserError("--folder is not allowed with --examples-from, which attacks nothing")
@@ -164,7 +166,7 @@ def execute(args: argparse.Namespace) -> int:
         seed=args.seed,
         thorough=args.thorough,
         precision=args.precision,
-        keep=args.examples if args.save_examples is not None else None,
+        keep=kept_examples(args),
         folder=args.folder,
     )
     files = save_examples(args, opened.name, result)

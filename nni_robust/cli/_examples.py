@@ -21,11 +21,14 @@ __all__ = [
     "add_examples",
     "check_examples",
     "execute_verification",
+    "kept_examples",
     "print_examples",
     "save_examples",
 ]
 
 _PATTERN = "*.safetensors"
+_DEFAULT = 100  # examples of each attack
+_NO_ATTACK = "which attacks nothing"
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +42,8 @@ def add_examples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples",
         type=_how_many,
-        default=100,
         metavar="N",
-        help="the first so many of each attack, or 'all' (default 100)",
+        help="the first so many of each attack, or 'all' (default 100), for --save-examples",
     )
     parser.add_argument(
         "--examples-from",
@@ -51,7 +53,10 @@ def add_examples(parser: argparse.ArgumentParser) -> None:
 
 
 def _how_many(text: str) -> Any:
-    return "all" if text == "all" else positive(text)
+    try:
+        return "all" if text == "all" else positive(text)
+    except argparse.ArgumentTypeError as e:
+        raise argparse.ArgumentTypeError(f"{e}, or 'all'") from None
 
 
 def check_examples(args: argparse.Namespace) -> None:
@@ -63,6 +68,23 @@ def check_examples(args: argparse.Namespace) -> None:
         if args.examples_from is not None:
             raise UserError("--save-examples and --examples-from do different things; give one")
         _refuse_file(args.save_examples)
+    elif args.examples is not None:
+        raise UserError(f"--examples {args.examples} needs --save-examples")
+    if args.examples_from is not None:
+        for other in ("strengths", "plot", "corruptions", "thorough"):
+            if getattr(args, other) not in (None, False):
+                raise UserError(f"--{other} is not allowed with --examples-from, {_NO_ATTACK}")
+        if args.precision != "float32":
+            raise UserError(
+                f"--precision '{args.precision}' is not allowed with --examples-from, {_NO_ATTACK}"
+            )
+
+
+def kept_examples(args: argparse.Namespace) -> Any:
+    """How many adversarial pictures of each attack to keep; None keeps none."""
+    if args.save_examples is None:
+        return None
+    return _DEFAULT if args.examples is None else args.examples
 
 
 def _refuse_file(path: str) -> None:

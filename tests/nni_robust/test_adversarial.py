@@ -403,6 +403,14 @@ def test_a_second_user_verifies_without_attacking(
         (["--save-examples", "x", "--examples-from", "x"], "give one"),
         (["--save-examples", "x", "--strengths", "0.1"], "--save-examples is not allowed with"),
         (["--examples-from", "nowhere"], "--examples-from 'nowhere': there is no *.safetensors"),
+        # What would be left out silently is refused.
+        (["--examples", "5"], "--examples 5 needs --save-examples"),
+        (["--examples-from", "x", "--corruptions"], "--corruptions is not allowed with --examples"),
+        (["--examples-from", "x", "--strengths", "0.1"], "--strengths is not allowed with --exam"),
+        (["--examples-from", "x", "--thorough"], "--thorough is not allowed with --examples-from"),
+        (["--examples-from", "x", "--precision", "bf16"], "--precision 'bf16' is not allowed with"),
+        (["--severities", "1,2"], "--severities '1,2' needs --corruptions"),
+        (["--corruptions", "--thorough"], "--thorough is not allowed with --corruptions"),
     ],
 )
 def test_refusals(
@@ -414,4 +422,15 @@ def test_refusals(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "robnet-small", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "many", "1.5"])
+def test_a_wrong_number_of_examples_is_told_in_words(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "robnet-small", "--save-examples", "x", "--examples", text])
+    assert ended.value.code == 2
+    message = f"--examples: {text} is not allowed; a whole number above 0 is, or 'all'"
     assert message in capsys.readouterr().err
