@@ -251,6 +251,9 @@ def network_hash(model: nn.Module, settings: Sequence[str] = ()) -> str:
     """SHA-256 of the network's class, weights and statistics, and of settings."""
     total = hashlib.sha256("\n".join([type(model).__name__, *settings]).encode())
     for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):  # what a module adds by get_extra_state
+            total.update(f"{name} {value!r}".encode())
+            continue
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(_bytes(value))
     return total.hexdigest()

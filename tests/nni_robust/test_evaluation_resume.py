@@ -372,3 +372,22 @@ def test_a_damaged_description_is_set_aside(tmp_path: Path, text: str) -> None:
         same(run(tmp_path, specs=["pgd5"]), whole)
     assert (tmp_path / "evaluation.json.damaged").read_text() == text
     same(run(tmp_path, specs=["pgd5"]), whole)
+
+
+def test_extra_state_is_a_part_of_the_network(tmp_path: Path) -> None:
+    class Extra(nn.Module):
+        def __init__(self, extra: dict[str, int]) -> None:
+            super().__init__()
+            self.net, self.extra = conv_net(), extra
+
+        def get_extra_state(self) -> dict[str, int]:
+            return self.extra
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits
+
+    for _ in range(2):
+        run(tmp_path, specs=["fgsm"], net=Extra({"a": 1}))
+    with pytest.raises(UserError, match="another network"):
+        run(tmp_path, specs=["fgsm"], net=Extra({"a": 2}))
