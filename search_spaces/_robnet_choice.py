@@ -11,7 +11,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from ._robnet_code import STATES
-from ._robnet_layers import ConvSkip, Map
+from ._robnet_layers import ConvSkip, Map, call_with
 
 __all__ = ["DifferentiableEdge", "EdgeChoice", "SampledEdge"]
 
@@ -37,8 +37,7 @@ class EdgeChoice(MutableModule):
         self.add_mutable(choice)
 
     def forward(self, x: Tensor, source: Map | None = None) -> Tensor | None:
-        out: Tensor | None = self.op(x, source=source)
-        return out
+        return call_with(self.op, x, source)
 
     def extra_repr(self) -> str:
         return f"label={str(self.choice.label)!r}"

@@ -23,12 +23,23 @@ __all__ = [
     "Map",
     "ReLUConvBN",
     "SepConv",
+    "call_with",
     "edge_stride",
+    "shares",
 ]
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=False)
+
+
+def shares(x: Tensor) -> bool:
+    """Whether ReLUs are shared: not on the meta device, where it saves nothing.
+
+    There the exporter writes down which module calls which with what, and a ReLU of one module
+    that another one uses has no place in that.
+    """
+    return not x.is_meta
 
 
 class Map:
@@ -47,6 +58,12 @@ class Map:
         if self._positive is None:
             self._positive = torch.relu(self.value)
         return self._positive
+
+
+def call_with(layer: nn.Module, x: Tensor, source: Map | None) -> Tensor | None:
+    """Call a layer, told the map that its input is, if that is shared."""
+    out: Tensor | None = layer(x) if source is None else layer(x, source=source)
+    return out
 
 
 def _after_relu(layers: nn.Sequential, x: Tensor, source: Map | None) -> Tensor:
@@ -131,13 +148,17 @@ class ConvSkip(nn.Module):
             return None
         if state == "skip":
             return _skip(self.res, x, source)
-        out: Tensor = self.conv(x, source)
+        out = call_with(self.conv, x, source)
+        assert out is not None
         return out + _skip(self.res, x, source) if state == "conv+skip" else out
 
 
 def _skip(op: nn.Module, x: Tensor, source: Map | None) -> Tensor:
     """An identity, or what stands for one where the resolution is halved."""
-    out: Tensor = x if isinstance(op, nn.Identity) else op(x, source)
+    if isinstance(op, nn.Identity):
+        return x
+    out = call_with(op, x, source)
+    assert out is not None
     return out
 
 
@@ -170,14 +191,9 @@ class Edge(nn.Module):
         """The edge's output; None stands for zeros, which then cost nothing."""
         if self.op is None:
             return None
-        out: Tensor | None
-        if isinstance(self.op, ConvSkip):
-            out = self.op(x, source=source)
-        elif isinstance(self.op, SepConv):
-            out = self.op(x, source)
-        else:
-            out = _skip(self.op, x, source)
-        return out
+        if isinstance(self.op, (ConvSkip, SepConv)):
+            return call_with(self.op, x, source)
+        return _skip(self.op, x, source)
 
 
 class Cell(nn.Module):
@@ -213,15 +229,19 @@ class Cell(nn.Module):
         sources
             The same two, where another cell has use for their ReLU, too.
         """
-        states = [
-            Map(self.preprocess0(s0, sources[0])),
-            Map(self.preprocess1(s1, sources[1])),
-        ]
+        states = []
+        for layer, x, source in (
+            (self.preprocess0, s0, sources[0]),
+            (self.preprocess1, s1, sources[1]),
+        ):
+            value = call_with(layer, x, source)
+            assert value is not None
+            states.append(Map(value))
         edges = iter(self._ops)
         for _ in range(4):
             total: Tensor | None = None
             for state in states:
-                out = next(edges)(state.value, state)
+                out = call_with(next(edges), state.value, state if shares(state.value) else None)
                 if out is not None:
                     total = out if total is None else total + out
             if total is None:

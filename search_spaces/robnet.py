@@ -45,7 +45,7 @@ from ._robnet_code import (
     edge_label,
     sample_to_code,
 )
-from ._robnet_layers import Cell, ConvSkip, Edge, Map, edge_stride
+from ._robnet_layers import Cell, ConvSkip, Edge, Map, edge_stride, shares
 from ._robnet_layout import Denoising, Layout
 
 __all__ = ["RobNet", "RobNetSpace"]
@@ -96,7 +96,8 @@ class _Backbone(nn.Module):
         older = Map(s0)
         newer = older if s1 is s0 else Map(s1)
         for index, cell in enumerate(self.cells):
-            s1 = cell(older.value, newer.value, sources=(older, newer))
+            shared = {"sources": (older, newer)} if shares(x) else {}
+            s1 = cell(older.value, newer.value, **shared)
             if str(index) in self.denoise:
                 s1 = self.denoise[str(index)](s1)
             older, newer = newer, Map(s1)
