@@ -263,7 +263,7 @@ def test_autocast_remembers_no_picture() -> None:
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)
     ).eval()
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
-    for name in ("pgd10", "mi-fgsm10", "apgd-ce"):
+    for name in ("pgd10", "mi-fgsm", "apgd-ce"):
         made = attack(name, eps=THREAT.eps)
         with torch.autocast("cpu", torch.bfloat16):
             found = made(model, x, y, seed=0)
