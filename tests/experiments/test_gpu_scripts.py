@@ -63,3 +63,13 @@ def test_train_figures_go_on(tmp_path: Path) -> None:
 def test_says_what_is_missing(tmp_path: Path) -> None:
     said = run("train_figures.py", tmp_path, "--device", "cpu", fails=True)
     assert "--archive is needed" in said
+    wrong = {
+        "unknown architecture 'nosuch'": ["--networks", "nosuch"],
+        "there is no file 'absent.tar.xz'": ["--archive", "absent.tar.xz"],
+        "--device 'foo' is not allowed": ["--device", "foo"],
+    }
+    for told, arguments in wrong.items():
+        quick = ["--quick", "--device", "cpu", *arguments]
+        said = run("train_figures.py", tmp_path, *quick, fails=True)
+        assert told in said
+        assert "Traceback" not in said

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nni_robust.architecture import load_architecture
 from nni_robust.bench import machine
 from nni_robust.bench._networks import ResNet18
 from nni_robust.data import DataSplits, ImageSet, load_dataset
+from nni_robust.errors import UserError
 from nni_robust.store import write_text
 
 CLASSES = (
@@ -75,8 +77,19 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: int) -> None:
     parser.add_argument("--quick", action="store_true", help="a minute on a CPU: does it run?")
 
 
+def in_one_sentence(main: Callable[[], None]) -> None:
+    """Run a script; what the user did wrong is told in one sentence."""
+    try:
+        main()
+    except UserError as e:
+        raise SystemExit(f"error: {e}") from None
+
+
 def device_of(arguments: argparse.Namespace) -> torch.device:
-    device = torch.device(arguments.device)
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError:
+        raise UserError(f"--device '{arguments.device}' is not allowed; cpu or cuda is") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; --quick --device cpu shows that the script runs")
     return device
@@ -86,6 +99,13 @@ def finish(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_networks(names: list[str]) -> None:
+    """Refuse unknown networks before anything is measured."""
+    for name in names:
+        if name != "resnet18":
+            load_architecture(name)
 
 
 def network(name: str, quick: bool) -> nn.Module:
@@ -106,6 +126,8 @@ def pictures(archive: Path | None) -> DataSplits:
     from PIL import Image
 
     found: dict[str, list[tuple[str, np.ndarray[Any, Any], int]]] = {"train": [], "test": []}
+    if not archive.is_file():
+        raise UserError(f"--archive: there is no file '{archive}'")
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts[-3:]

@@ -27,7 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import Clock, Results, add_arguments, device_of, finish, network
+from _common import (
+    Clock,
+    Results,
+    add_arguments,
+    check_networks,
+    device_of,
+    finish,
+    in_one_sentence,
+    network,
+)
 
 from nni_robust.attacks import attack
 from nni_robust.bench._rivals import torchattacks_pgd
@@ -199,6 +208,8 @@ def main() -> None:
     for key, value in zip(("batch", "turns", "batches"), small, strict=True):
         if getattr(args, key) is None:
             setattr(args, key, value)
+    names = list(filter(None, args.networks.split(",")))
+    check_networks(names)
     device, clock = device_of(args), Clock(args.seconds)
     if not args.quick:
         torch.backends.cudnn.benchmark = True
@@ -206,11 +217,11 @@ def main() -> None:
     rate = matrix_rate(device, args.quick)
     results.put("matrix rate, TFLOP/s", round(rate / 1e12, 3))
     epoch(results, clock, device, args)
-    for name in filter(None, args.networks.split(",")):
+    for name in names:
         share(name, rate, results, clock, device, args)
     results.put("seconds of this command", round(clock.used(), 1))
     print(results.path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    main()
+    in_one_sentence(main)

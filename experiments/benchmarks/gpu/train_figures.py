@@ -25,7 +25,16 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import Clock, Results, add_arguments, device_of, network, pictures
+from _common import (
+    Clock,
+    Results,
+    add_arguments,
+    check_networks,
+    device_of,
+    in_one_sentence,
+    network,
+    pictures,
+)
 
 from nni_robust import evaluate
 from nni_robust.bench._rows import Row
@@ -177,7 +186,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.archive is None and not args.quick:
         parser.error("--archive is needed (without it, --quick takes digits)")
-    names = args.networks.split(",")
+    names = list(filter(None, args.networks.split(",")))
+    check_networks(names)
     if args.quick:
         args.pictures = min(args.pictures, 16)
     device, clock = device_of(args), Clock(args.seconds)
@@ -227,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_sentence(main)
