@@ -30,8 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Write the reports; print where they are, and the findings of a study."""
     from nni_robust.report import build_comparison, build_report, read_findings
+    from nni_robust.report.html import read_runs
 
     several = len(args.runs) > 1
+    if several:
+        read_runs(args.runs)  # a wrong one is told before the first report is written
     paths = [build_report(run, None if several else args.out) for run in args.runs]
     comparison = build_comparison(args.runs, args.out) if several else None
     if args.json:

@@ -82,8 +82,9 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
         for row in differences([run.name for run in runs], [run.config for run in runs])
         if row["weighs"]
     ]
-    if any(not run.config for run in runs) and any(run.config for run in runs):
-        found.append("settings (those of one run are not known)")
+    unknown = sum(not run.config for run in runs)
+    if unknown:
+        found.append(f"settings (those of {unknown} of {len(runs)} runs are not known)")
     tested = [run.networks for run in runs if run.networks]
     pictures = {fmt.number(n.get("pictures")) for networks in tested for n in networks}
     if len(pictures - {None}) > 1:

@@ -17,10 +17,10 @@ from nni_robust.errors import UserError
 from nni_robust.report import _format as fmt
 from nni_robust.report._compare import comparison_page
 from nni_robust.report._page import run_page
-from nni_robust.report._run import read_run
+from nni_robust.report._run import Run, read_run
 from nni_robust.store import write_text
 
-__all__ = ["build_comparison", "build_report"]
+__all__ = ["build_comparison", "build_report", "read_runs"]
 
 
 def build_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
@@ -72,15 +72,27 @@ def build_comparison(run_folders: Sequence[str | Path], out: str | Path | None =
         If there are fewer than two runs, one is given twice or is no run folder, or `out` cannot
         be written.
     """
+    runs = read_runs(run_folders)
+    whole = [run.folder.resolve() for run in runs]
+    path = Path(out) if out is not None else Path(os.path.commonpath(whole)) / "comparison.html"
+    return _write(path, _render("comparison.html.j2", comparison_page(runs, path)))
+
+
+def read_runs(run_folders: Sequence[str | Path]) -> list[Run]:
+    """The runs that a comparison compares.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two, one is given twice, or one is no run folder.
+    """
     if len(run_folders) < 2:
         raise UserError("a comparison needs at least two run folders")
     whole = [Path(folder).resolve() for folder in run_folders]
     for place, folder in enumerate(whole):
         if folder in whole[:place]:
             raise UserError(f"run folder '{run_folders[place]}' is given twice")
-    runs = [read_run(folder) for folder in run_folders]
-    path = Path(out) if out is not None else Path(os.path.commonpath(whole)) / "comparison.html"
-    return _write(path, _render("comparison.html.j2", comparison_page(runs, path)))
+    return [read_run(folder) for folder in run_folders]
 
 
 def _write(path: Path, page: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nni_robust.cli import main
 from nni_robust.errors import UserError
 from nni_robust.report import build_comparison
 
@@ -125,6 +126,15 @@ def test_what_the_files_hide_is_warned_of_too(tmp_path: Path) -> None:
     assert "differ in: test pictures; attacks of the test." in compare(*runs)
 
 
+def test_runs_whose_settings_are_lost_are_never_called_comparable(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", 0.6)]
+    for number, run in enumerate(runs, start=1):
+        (run / "config.yaml").unlink()
+        page = compare(*runs)
+        assert f"settings (those of {number} of 2 runs are not known)" in page
+        assert 'class="n top"' not in page
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     page = compare(write_run(tmp_path / "x" / "a"), write_run(tmp_path / "y" / "b"))
     assert [row[0] for row in rows(page, "runs-table")[1:]] == ["mine (a)", "mine (b)"]
@@ -170,3 +180,13 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
         build_comparison([run, tmp_path / "a" / ".." / "a"])
     with pytest.raises(UserError, match="no run folder"):
         build_comparison([run, tmp_path / "absent"])
+
+
+def test_a_wrong_run_is_told_before_any_report_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "a")
+    for wrong in (tmp_path / "absent", run):
+        assert main(["report", str(run), str(wrong)]) == 2
+        assert str(wrong) in capsys.readouterr().err
+        assert not (run / "report.html").exists()
