@@ -334,7 +334,9 @@ def test_a_missing_package_costs_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in missing:
-        with pytest.raises(UserError, match=rf"log: '{name}' needs .* pip install 'nni-robust\[{name}\]'"):
+        with pytest.raises(
+            UserError, match=rf"log: '{name}' needs .* pip install 'nni-robust\[{name}\]'"
+        ):
             open_logs([name], ".")
     missing.clear()
     with pytest.raises(UserError, match="log: 'tensorboard' needs a folder"):
