@@ -349,6 +349,8 @@ def summarise(folder: Path) -> None:
         entry |= {"power": f"{power:.2f}", "power_between_last_two": f"{last:.2f}"}
         laws.append(entry)
         print(*entry.values())
+    if not laws:
+        raise SystemExit(f"'{folder / 'growth.csv'}' holds no measurements; run measure first")
     with open(folder / "laws.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(laws[0]), lineterminator="\n")
         writer.writeheader()

@@ -95,6 +95,8 @@ def main() -> None:
         help="of one card",
     )
     options = parser.parse_args()
+    if min(*options.gpus, 1) < 1 or not all(rate > 0 for rate in options.rate):
+        parser.error("--gpus takes whole numbers of 1 or more, --rate numbers above 0")
     print_plan(options.rate, options.gpus)
 
 

@@ -87,3 +87,21 @@ def test_quick_run_goes_on_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     laws = list(csv.DictReader((tmp_path / "laws.csv").open(encoding="utf-8")))
     assert [law["quantity"] for law in laws] == ["attack steps", "picture side"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("search_plan.py", ["--gpus", "0"], "--gpus takes whole numbers of 1 or more"),
+        ("search_plan.py", ["--rate", "-1"], "--rate numbers above 0"),
+        ("growth.py", ["summary", "--out", "."], "'growth.csv' holds no measurements"),
+    ],
+)
+def test_what_cannot_be_reckoned_is_told_in_words(
+    script: str, arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
