@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_robust import __version__
 from nni_robust.store import write_text
 
-__all__ = ["Row", "machine", "spread", "write_rows"]
+__all__ = ["Row", "machine", "one_thread", "spread", "write_rows"]
 
 #: One measurement: plain values by column.
 Row = dict[str, Any]
@@ -33,6 +34,19 @@ def machine() -> Row:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[Row]:
+    """Measure on one thread; gives what every row says of the machine, and the priority."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield {**machine(), "nice": os.nice(0)}
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _processor() -> str:

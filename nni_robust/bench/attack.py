@@ -32,7 +32,7 @@ from nni_robust.bench._contests import (
     Contest,
     contests,
 )
-from nni_robust.bench._rows import Row, machine
+from nni_robust.bench._rows import Row, one_thread
 from nni_robust.errors import UserError
 
 __all__ = ["CASES", "AttackBench", "run_attack_bench", "run_contest", "summary"]
@@ -109,17 +109,12 @@ def run_attack_bench(
         If torchattacks is not installed.
     """
     settings = settings or AttackBench()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        where = {**machine(), "nice": os.nice(0)}
+    with one_thread() as where:
         rows = []
         for contest in contests(settings, say):
             say(f"{contest.case}: {contest.network}")
             rows += [{**row, **where} for row in run_contest(contest, settings.turns)]
         return rows
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_contest(contest: Contest, turns: int) -> Iterator[Row]:

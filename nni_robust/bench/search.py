@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from nni_robust import registry
 from nni_robust.bench._contests import PLAIN, PLAIN_TRAIN, Contest
 from nni_robust.bench._rivals import plain_loop, torchattacks_pgd
-from nni_robust.bench._rows import Row, machine
+from nni_robust.bench._rows import Row, one_thread
 from nni_robust.bench.attack import run_contest, summary
 from nni_robust.config import parse
 from nni_robust.data import DataSplits, load_dataset
@@ -91,17 +90,12 @@ def run_search_bench(
         ``candidates`` is their mean. Times are those of the whole epoch and of all candidates.
     """
     settings = settings or SearchBench()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        where = {**machine(), "nice": os.nice(0)}
+    with one_thread() as where:
         rows = []
         for contest in _contests(settings, say):
             say(f"{contest.case}: {contest.network}")
             rows += [{**row, **where} for row in run_contest(contest, settings.turns)]
         return rows
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _contests(settings: SearchBench, say: Callable[[str], None]) -> Iterator[Contest]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from nni_robust.bench._contests import COMPILED, Contender, Contest
 from nni_robust.bench._networks import ResNet18
-from nni_robust.bench._rows import Row, machine
+from nni_robust.bench._rows import Row, one_thread
 from nni_robust.bench._seed_steps import plain_step, repository_robnet
 from nni_robust.bench.attack import run_contest
 from nni_robust.bench.attack import summary as ratios
@@ -111,10 +110,7 @@ def run_train_step_bench(
         in seconds; ``first step`` is the wall time of the one that compiles.
     """
     settings = settings or TrainStepBench()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        where = {**machine(), "nice": os.nice(0)}
+    with one_thread() as where:
         rows = []
         for contest in _contests(settings):
             say(f"{contest.case}: {contest.network}")
@@ -128,8 +124,6 @@ def run_train_step_bench(
                 for row in run_contest(contest, settings.turns)
             ]
         return rows
-    finally:
-        torch.set_num_threads(threads)
 
 
 def build(name: str) -> tuple[nn.Module, int]:
