@@ -104,7 +104,8 @@ def parse(cls: type[T], value: Any, where: str) -> T:
 
 
 def _sentence(cls: type[Any], error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = found[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # a settings class refused the value in its own words
         return str(cause)
@@ -120,7 +121,15 @@ def _sentence(cls: type[Any], error: ValidationError, where: str) -> str:
         return f"unknown key '{location[-1]}' in {'.'.join(key.split('.')[:-1])}{hint}{allowed}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
-    return f"{key}: {first['input']!r} is not allowed: {first['msg'].removeprefix('Value error, ')}"
+    told = [first["msg"].removeprefix("Value error, ")]
+    # Of several kinds of value that a key may have, each says why it is not its own.
+    shared, given = first["loc"][:-1], first["input"]
+    kinds = [e for e in found if e["loc"] and e["loc"][:-1] == shared and e["input"] is given]
+    tagged = all(isinstance(e["loc"][-1], str) for e in kinds)  # numbers are places in a list
+    if len(kinds) > 1 and tagged and _descend(cls, location[:-1]) is None:
+        key = ".".join([where, *map(str, location[:-1])])
+        told = [e["msg"].removeprefix("Value error, ") for e in kinds]
+    return f"{key}: {first['input']!r} is not allowed: {'; or: '.join(told)}"
 
 
 def _descend(cls: Any, path: list[Any]) -> Any:

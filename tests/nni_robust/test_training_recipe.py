@@ -86,3 +86,13 @@ def test_values_given_in_python_are_checked_too():
 
 def test_no_epochs_need_no_schedule():
     assert Recipe(epochs=0, schedule="step", warmup_epochs=5).epochs == 0
+
+
+def test_a_key_of_several_kinds_is_named_with_all_of_them() -> None:
+    with pytest.raises(
+        UserError, match=r"^recipe\.attack\.fold: 'maybe' .* boolean.*; or: .*'auto'"
+    ):
+        parse(Recipe, {"attack": {"fold": "maybe"}}, "recipe")
+    # Two wrong keys are not kinds of one.
+    with pytest.raises(UserError, match=r"^recipe\.epochs: 'x' is not allowed: [^;]*$"):
+        parse(Recipe, {"epochs": "x", "batch_size": "x"}, "recipe")
