@@ -180,7 +180,7 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def writable_folder(path: str) -> Path:
+def writable_folder(path: str, option: str = "--out") -> Path:
     """The folder, made where missing; refused in one sentence where it cannot be written.
 
     Raises
@@ -195,5 +195,5 @@ def writable_folder(path: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise UserError(f"--out '{path}' cannot be written: {e.strerror}") from None
+        raise UserError(f"{option} '{path}' cannot be written: {e.strerror}") from None
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,15 @@ def execute(args: argparse.Namespace) -> int:
         if wanted
     ]
     real, real_name = _real_pictures(args, trained) if extras else (None, "")
-    writable_folder(args.to)
-    done = export_folder(trained, args.to, extras=extras, real=real, real_name=real_name)
+    made = not Path(args.to).exists()
+    writable_folder(args.to, "--to")
+    try:
+        done = export_folder(trained, args.to, extras=extras, real=real, real_name=real_name)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                Path(args.to).rmdir()
+        raise
     files = list(done.files)
     if entry is not None:
         write_json(Path(args.to, "robustbench.json"), entry)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Exported", "export_folder", "load"]
 
 RESULTS_FORMAT = "nni-robust/results/1"
+
+#: Where all is built, inside the folder so that it is on the same disk; gone when it ends.
+_STAGING = ".nni-robust-export.tmp"
 
 #: What may be made besides: the file, and what the card says of it.
 EXTRAS = {
@@ -91,7 +96,8 @@ def export_folder(
     trained
         The network, see :func:`read_trained`.
     folder
-        Where; made where missing. A folder that holds something else is refused.
+        Where; made where missing. A folder that holds something else is refused. It changes only
+        once all is made and checked.
     extras
         Of ``"onnx"``, ``"torch-export"`` and ``"standalone"``. Each is checked against the network
         on random and real pictures, and refused where it differs.
@@ -107,41 +113,60 @@ def export_folder(
         package that is missing, or differs from the network.
     """
     folder, architecture = Path(folder), trained.architecture
-    if folder.is_dir() and any(folder.iterdir()) and not is_folder(folder):
+    if folder.is_dir() and not is_folder(folder) and set(os.listdir(folder)) - {_STAGING}:
         raise UserError(f"--to '{folder}' holds something else; choose an empty or a new folder")
     if is_folder(folder) and architecture.weights == folder / WEIGHTS:
         raise UserError(f"--to '{folder}' is what is exported; choose another folder")
     from nni_robust.training.weights import save_weights
 
     network = architecture.build().eval()
-    if is_folder(folder):
-        (folder / CONFIG).unlink()  # until all is written, what lies there is no network
-    weights = folder / WEIGHTS
-    folder.mkdir(parents=True, exist_ok=True)
-    if architecture.weights is not None and architecture.weights.suffix == ".safetensors":
-        with atomic_path(weights) as temporary:
-            shutil.copyfile(architecture.weights, temporary)
-    else:
-        save_weights(network, weights)
-    for name, _ in EXTRAS.values():
-        (folder / name).unlink(missing_ok=True)
-    differences, said = _extras(trained, folder, network, extras, real, real_name)
-    config, cost = config_of(architecture, weights), architecture.cost()
-    write_json(
-        folder / RESULTS,
-        {
-            "format": RESULTS_FORMAT,
-            "architecture": architecture.name,
-            "cost": as_mapping(cost),
-            "training": trained.training,
-            "evaluations": list(trained.evaluations),
-        },
-    )
-    lines = [f"`{EXTRAS[name][0]}` {EXTRAS[name][1]}; {text}" for name, text in said.items()]
-    write_text(folder / CARD, card(trained, cost, config, lines))
-    write_json(folder / CONFIG, config)
+    with _staged(folder) as staging:
+        weights = staging / WEIGHTS
+        if architecture.weights is not None and architecture.weights.suffix == ".safetensors":
+            with atomic_path(weights) as temporary:
+                shutil.copyfile(architecture.weights, temporary)
+        else:
+            save_weights(network, weights)
+        differences, said = _extras(trained, staging, network, extras, real, real_name)
+        config, cost = config_of(architecture, weights), architecture.cost()
+        write_json(
+            staging / RESULTS,
+            {
+                "format": RESULTS_FORMAT,
+                "architecture": architecture.name,
+                "cost": as_mapping(cost),
+                "training": trained.training,
+                "evaluations": list(trained.evaluations),
+            },
+        )
+        lines = [f"`{EXTRAS[name][0]}` {EXTRAS[name][1]}; {text}" for name, text in said.items()]
+        write_text(staging / CARD, card(trained, cost, config, lines))
+        write_json(staging / CONFIG, config)
     files = [WEIGHTS, CONFIG, RESULTS, CARD, *(EXTRAS[name][0] for name in said)]
     return Exported(folder, files, differences, _pictures(real, real_name) if said else "")
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give a folder to build in; its files move to `folder` on a clean exit, and never else."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        (folder / CONFIG).unlink(missing_ok=True)  # until all is there, it is no network
+        for name, _ in EXTRAS.values():
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG):
+            os.replace(path, folder / path.name)
+        staging.rmdir()
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: not ours to remove
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def _pictures(real: Any, name: str) -> str:
@@ -172,11 +197,7 @@ def _extras(
             classes, sha = trained.architecture.num_classes, sha256_of(folder / WEIGHTS)
             write_text(path, standalone_source(network, shape, classes, sha, path.name))
             forward = load_standalone(path)
-        try:
-            difference = _forms.compare(network, forward, shape, real, what=extra)
-        except UserError:
-            path.unlink()
-            raise
+        difference = _forms.compare(network, forward, shape, real, what=extra)
         differences[extra] = difference
         said[extra] = (
             f"largest difference of a logit on {_pictures(real, real_name)}: {difference:.1e}"

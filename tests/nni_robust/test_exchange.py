@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import nni_robust
 from nni_robust import load_architecture
 from nni_robust.cli import main
 from nni_robust.errors import UserError
+from nni_robust.exchange import export_folder, read_trained
 from nni_robust.teacher import Teacher, absolute_teacher, load_teacher, source_key
 from nni_robust.training import save_weights
 
@@ -325,3 +327,38 @@ def test_figures_of_another_network_are_refused(
     to = str(tmp_path / "new")
     assert told in refusal(capsys, "export", str(tiny), "--to", to, "--results", str(path))
     assert not Path(to).exists()
+
+
+def test_an_export_that_fails_leaves_nothing_new(
+    tiny: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    other = write(tmp_path, "other", seed=1)
+    empty, new = tmp_path / "empty", tmp_path / "new"
+    empty.mkdir()
+    for to in (new, empty, exported):
+        argv = ["export", str(other), "--to", str(to), "--standalone", "--onnx"]
+        assert "--onnx needs" in refusal(capsys, *argv, "--dataset", "digits")
+    with pytest.raises(UserError, match="--onnx needs"):
+        export_folder(read_trained(other), new / "below" / "it", extras=["onnx"])
+    assert not new.exists()
+    assert list(empty.iterdir()) == []
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    # What a killed one left is no obstacle.
+    (empty / ".nni-robust-export.tmp").mkdir()
+    (empty / ".nni-robust-export.tmp" / "model.safetensors").write_bytes(b"half")
+    assert main(["export", str(other), "--to", str(empty)]) == 0
+    assert {path.name for path in empty.iterdir()} == FILES
+    assert torch.equal(logits(nni_robust.load(empty)), logits(load_architecture(other).build()))
+
+
+def test_a_place_that_cannot_be_written_is_told_by_its_option(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(capsys, "export", str(tiny), "--to", str(tiny))
+    assert f"--to '{tiny}' cannot be written" in told
