@@ -24,6 +24,7 @@ Status = Literal["passed", "failed", "not run"]
 CHECKS: Mapping[str, str] = {
     "randomised": "does the network answer the same when asked again?",
     "batch-dependent": "does an answer depend on the other pictures of the batch?",
+    "one-answer": "does the network tell classes apart at all?",
     "softmax-output": "does the network return logits, not probabilities?",
     "zero-gradient": "has every picture a gradient to follow?",
     "dynamic": "does a forward pass compute no gradients of its own?",

@@ -25,6 +25,9 @@ SAME_LOGITS = 1e-4
 IS_ONE = 1e-5
 # What probabilities in half precision add up to.
 _IS_ONE_HALF = 1e-2
+# Pictures whose equal answers are no accident, as with ten classes chance would have it so once in
+# ten million times.
+_ENOUGH = 8
 #: Forward passes that must agree, the last of them after the attacks.
 PASSES = 5
 
@@ -65,10 +68,11 @@ class NetworkProbe:
                     self.answers = [victim(self.x)]
                 self.answers += [victim(self.x) for _ in range(PASSES - 2)]
             if not gradients:
-                return [self._batch(victim)]
+                return [self._batch(victim), self._one_answer()]
             gradient, more = self._gradient(victim)
             low = self.x.dtype in HALVES or torch.is_autocast_enabled(self.x.device.type)
-            checks = [self._batch(victim), _softmax(self.answers[0], low), gradient]
+            checks = [self._batch(victim), self._one_answer(), gradient]
+            checks.append(_softmax(self.answers[0], low))
         return [*checks, self._dynamic(len(calls) + more)]
 
     @property
@@ -125,6 +129,21 @@ class NetworkProbe:
             "batch with"
         )
         return failed("batch-dependent", reason, logits=moved)
+
+    def _one_answer(self) -> Check:
+        """Whether pictures of several classes all get the same answer."""
+        n, labels = len(self.y), len(self.y.unique())
+        if n < _ENOUGH or labels < 2:
+            return not_run("one-answer", f"it takes {_ENOUGH} pictures of two classes")
+        answers = self.answers[0].argmax(1).unique()
+        if len(answers) > 1:
+            return passed("one-answer", answers=float(len(answers)))
+        reason = (
+            f"the network gives {n} pictures of {labels} classes the same answer, class "
+            f"{int(answers)}: it knows nothing that an attack could take away, and what it seems "
+            "to withstand is that class's share of the pictures"
+        )
+        return failed("one-answer", reason, answers=1.0)
 
     def _gradient(self, victim: Victim) -> tuple[Check, int]:
         """Pictures whose gradient is exactly 0 at a random start; gradients of the network's."""

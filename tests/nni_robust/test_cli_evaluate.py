@@ -91,13 +91,13 @@ def test_untrained_weights_say_so(capsys: pytest.CaptureFixture[str]) -> None:
         "--attacks",
         "fgsm,pgd20",
         "--limit",
-        "8",
+        "7",  # from 8 on it is told that such a network has one answer for all
     ]
     assert main(argv) == 0
     captured = capsys.readouterr()
     assert "untrained weights" in captured.err
     lines = captured.out.splitlines()
-    assert lines[0].startswith("robnet-small (untrained weights), 8 test pictures of digits")
+    assert lines[0].startswith("robnet-small (untrained weights), 7 test pictures of digits")
     rows = ["clean", "fgsm@8/255", "pgd20@8/255", "all", "reliability:"]
     assert [line.split()[0] for line in lines[2:]] == rows
 
@@ -204,3 +204,10 @@ def test_a_folder_that_cannot_be_meant(
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", tiny, "--folder", "here", *more]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file_is_told_before_the_network_is_looked_for(
+    tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "missing.yaml", "--folder", tiny]) == 2
+    assert f"--folder '{tiny}' cannot be written: File exists" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_broken_networks(kind: Any, flag: str, model: nn.Module, data: Any) -> N
     assert [check.name for check in found.failed] == [flag]
     sound = evaluate_corruptions(model, data, ["contrast"]).reliability
     ran = {check.name for check in sound.checks if check.status == "passed"}
-    assert ran == {"randomised", "batch-dependent", "eps-zero"}
+    assert ran == {"randomised", "batch-dependent", "one-answer", "eps-zero"}
     assert sound.pictures == N
     assert [check.name for check in sound.checks] == list(CHECKS)
 
@@ -210,7 +210,7 @@ def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "tiny (untrained weights), 40 test pictures of digits" in out
     assert "frost is drawn here" in out
-    assert "3 of 16 checks ran, none failed" in out
+    assert "4 of 17 checks ran, none failed" in out
     assert main([*argv, "--corruptions", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["standard"] is True
 
@@ -220,7 +220,12 @@ def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--corruptions", "fogg"], "did you mean 'fog'?"),
         (["--corruptions", ","], "corruptions: "),
-        (["--corruptions", "fog", "--severities", "0"], "severities: [0]"),
+        (
+            ["--corruptions", "fog", "--severities", "0"],
+            "--severities '0' is not allowed; of 1 to 5",
+        ),
+        (["--corruptions", "fog", "--severities", "1,6"], "--severities '1,6'"),
+        (["--corruptions", "fog", "--severities", ""], "--severities ''"),
         (["--corruptions", "fog", "--severities", "x"], "--severities 'x'"),
         (["--corruptions", "fog", "--strengths", "0.1"], "give one"),
         (["--corruptions", "fog", "--save-examples", "x"], "not allowed with --corruptions"),
@@ -229,7 +234,8 @@ def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_refuses(
     argv: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", tiny, *argv]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.out == ""
+    for network in (tiny, "missing.yaml"):  # it is told before the network is looked for
+        assert main(["evaluate", network, *argv]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.out == ""

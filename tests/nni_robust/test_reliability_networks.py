@@ -48,6 +48,31 @@ def test_sound_spectra_raise_none(norm: Any, robust: nn.Module, digits: Any) -> 
     assert thorough.reliability["large-eps"].status == "passed"
 
 
+def test_network_that_always_answers_the_same(robust: nn.Module, digits: Any) -> None:
+    class Sure(nn.Module):
+        """Gradients as of any network, and class 3 whatever comes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = robust
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = torch.zeros(10)
+            bias[3] = 100
+            result: Tensor = torch.tanh(self.net(x)) + bias
+            return result
+
+    x, y = digits
+    found = evaluate(Sure(), digits, ["pgd10"], threat={"eps": EPS})
+    assert found.worst == found.clean == int((y == 3).sum()) / N  # it seems to resist
+    assert "one-answer" in {check.name for check in found.reliability.failed}
+    assert "class 3" in found.reliability["one-answer"].reason
+    threes = (x[y == 3], y[y == 3])
+    alone = evaluate(Sure(), threes, ["pgd10"], threat={"eps": EPS}).reliability["one-answer"]
+    assert alone.status == "not run"
+    assert "two classes" in alone.reason
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_precisions_raise_none(
     dtype: torch.dtype, robust: nn.Module, digits: Any, flags: Flags
