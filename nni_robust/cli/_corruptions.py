@@ -46,23 +46,31 @@ def check_corruptions(args: argparse.Namespace) -> None:
         raise UserError("--strengths and --corruptions measure different things; give one")
     if args.thorough:
         raise UserError("--thorough is not allowed with --corruptions, which attacks nothing")
+    _wanted(args)
+
+
+def _wanted(args: argparse.Namespace) -> tuple[tuple[str, ...], list[int]]:
+    """Names and severities that are asked for."""
+    from nni_robust.corruptions import names_of
+
+    text = args.corruptions
+    found = names_of(text if text in ("standard", "all") else _parts(text))
+    levels = _SEVERITIES if args.severities is None else args.severities
+    severities = _parts(levels)
+    if not severities or set(severities) - set(_parts(_SEVERITIES)):
+        raise UserError(f"--severities '{levels}' is not allowed; of 1 to 5 at least one is")
+    return found, [int(level) for level in severities]
 
 
 def execute_corruptions(args: argparse.Namespace) -> int:
     """Check everything, corrupt, count, print."""
     from nni_robust.attacks import NonFiniteOutput
     from nni_robust.cli._network import find_device, open_network
-    from nni_robust.corruptions import evaluate_corruptions, names_of
+    from nni_robust.corruptions import evaluate_corruptions
 
     set_threads(args)
     device = find_device(args.device)
-    text = args.corruptions
-    levels = _SEVERITIES if args.severities is None else args.severities
-    wanted = names_of(text if text in ("standard", "all") else _parts(text))
-    try:
-        severities = [int(part) for part in _parts(levels)]
-    except ValueError:
-        raise UserError(f"--severities '{levels}': whole numbers are allowed") from None
+    wanted, severities = _wanted(args)
     opened = open_network(args, device)
     total = min(len(opened.images), args.limit or len(opened.images)) * (1 + len(wanted))
     done: dict[str, int] = {}

@@ -15,6 +15,7 @@ from nni_robust.cli._arguments import (
     positive,
     set_threads,
     threat_of,
+    writable_folder,
 )
 from nni_robust.cli._console import print_json
 from nni_robust.cli._corruptions import add_corruptions, check_corruptions, execute_corruptions
@@ -154,6 +155,8 @@ def execute(args: argparse.Namespace) -> int:
     attacks = names(args.attacks)
     for name in attacks:  # a wrong name is told before the data is read
         attack_from_spec(name, threat)
+    if args.folder is not None:
+        writable_folder(args.folder, "--folder")
     opened = open_network(args, device)
     result = attack_and_count(
         opened.network,

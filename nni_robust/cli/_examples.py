@@ -67,7 +67,7 @@ def check_examples(args: argparse.Namespace) -> None:
                 raise UserError(f"--save-examples is not allowed with --{other}")
         if args.examples_from is not None:
             raise UserError("--save-examples and --examples-from do different things; give one")
-        _refuse_file(args.save_examples)
+        writable_folder(args.save_examples, "--save-examples")
     elif args.examples is not None:
         raise UserError(f"--examples {args.examples} needs --save-examples")
     if args.examples_from is not None:
@@ -85,13 +85,6 @@ def kept_examples(args: argparse.Namespace) -> Any:
     if args.save_examples is None:
         return None
     return _DEFAULT if args.examples is None else args.examples
-
-
-def _refuse_file(path: str) -> None:
-    try:
-        writable_folder(path)
-    except UserError as e:
-        raise UserError(str(e).replace("--out", "--save-examples")) from None
 
 
 def save_examples(
