@@ -155,7 +155,10 @@ def execute_verification(args: argparse.Namespace) -> int:
     ]
     header = [column.replace("_", " ") for column in columns]
     print_table(["attack", "threat", *header], rows)
-    print("verified: every example holds" if good else "REFUTED: not every example holds")
+    if not any(map(len, found.values())):
+        print("0 examples: there is nothing to verify")
+    else:
+        print("verified: every example holds" if good else "REFUTED: not every example holds")
     return 0 if good else 1
 
 
@@ -166,16 +169,17 @@ def _network(
     from nni_robust.architecture import load_architecture
     from nni_robust.cli._network import build_network, find_device, robustbench_network
 
-    some = next((one for one in found.values() if len(one)), None)
-    if some is None:
-        raise UserError(f"--examples-from '{where}': the files hold no example")
+    some = next((one for one in found.values() if len(one)), next(iter(found.values())))
     device, name = find_device(args.device), args.arch[0]
     foreign = name.startswith(ROBUSTBENCH)
     architecture = None if foreign else load_architecture(name)
     own = 10 if architecture is None else architecture.num_classes
     classes = len(some.classes) or own
-    channels, height, width = some.clean.shape[1:]
-    pictures = _Shown(where, classes, (channels, height, width))
+    shape = (3, 32, 32) if architecture is None else architecture.input_shape
+    if len(some):  # without examples nothing tells the size of the pictures
+        channels, height, width = some.clean.shape[1:]
+        shape = (channels, height, width)
+    pictures = _Shown(where, classes, shape)
     if architecture is None:
         return robustbench_network(name, pictures, args.weights).to(device)
     if args.weights is None and not architecture.trained:

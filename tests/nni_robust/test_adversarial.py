@@ -396,6 +396,27 @@ def test_a_second_user_verifies_without_attacking(
     )
 
 
+def test_files_without_an_example_are_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arch, folder = tmp_path / "tiny.yaml", tmp_path / "examples"
+    arch.write_text(TINY)
+    weights = tmp_path / "weights.safetensors"
+    save_weights(spread(load_architecture(str(arch)).build(10)), weights)
+    network = ["evaluate", str(arch), "--weights", str(weights)]
+    argv = [*network, "--limit", "20", "--attacks", "fgsm", "--eps", "0"]  # breaks nothing
+    assert main([*argv, "--save-examples", str(folder)]) == 0
+    capsys.readouterr()
+    again = [*network, "--examples-from", str(folder)]
+    assert main(again) == 0
+    assert "0 examples: there is nothing to verify" in capsys.readouterr().out
+    assert main([*again, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (one,) = answer["files"].values()
+    assert (answer["holds"], one["examples"], one["broken"], one["holds"]) == (True, 0, 0, 0)
+    assert one["same_network"] is True
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
