@@ -77,7 +77,12 @@ TABLE = {
 }
 TRAINING: dict[str, Any] = {"batch_size": 64, "lr": 0.05, "validation_attack": None}
 TRAINED = {
-    "task": {"dataset": "digits", "threat": {"eps": 0.1}, "validation_limit": 64},
+    "task": {
+        "dataset": "digits",
+        "threat": {"eps": 0.1},
+        "train_limit": 512,
+        "validation_limit": 64,
+    },
     "space": {"name": "robnet", "init_channels": 8, "cells": 3},
     "strategy": {"name": "random"},
     "evaluator": {

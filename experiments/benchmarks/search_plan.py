@@ -35,7 +35,8 @@ class Search:
     scoring_steps
         Of the attack on each scored picture.
     overhead
-        Seconds that a trial costs by itself, with two at a time (``bench overhead``).
+        Seconds from one trial to the next that NNI's manager needs, however many cards there are
+        (``bench overhead``, ``growth.py``).
     decoding
         Seconds of one core for each training picture read from the disk (``growth.py``).
     workers
@@ -49,7 +50,7 @@ class Search:
     tuning_epochs: int = 3
     scoring_steps: int = 20
     overhead: float = 0.57
-    decoding: float = 0.0016
+    decoding: float = 0.0015
     workers: int = 8
 
 
@@ -70,7 +71,7 @@ def plan(search: Search, rate: float, gpus: int) -> dict[str, float]:
         "supernet": search.supernet_epochs * trained,
         "scoring": search.candidates * scored / rate / gpus,
         "tuning": search.tuned * search.tuning_epochs * trained,
-        "trial overhead": search.candidates * search.overhead / min(gpus, 2),
+        "trial overhead": search.candidates * search.overhead,
     }
     hours = {phase: value / 3600 for phase, value in seconds.items()}
     return {**hours, "total": sum(hours.values())}
