@@ -120,6 +120,6 @@ def _print(result: CorruptionResult) -> None:
     print_table(["corruption", *map(str, levels), "mean"], rows)
     over = "" if result.is_standard else " (not all of the benchmark's fifteen, five severities)"
     print(f"mean {result.mean:.2%}, mean corruption error {result.mean_error:.2%}{over}")
-    if "frost" in result.accuracy:
-        print("frost is drawn here, not photographed: do not compare it with published figures")
+    if result.note is not None:
+        print(result.note)
     print_reliability(result.reliability)

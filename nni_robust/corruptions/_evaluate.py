@@ -19,6 +19,8 @@ from nni_robust.reliability import AnswersMonitor, Reliability, need_reliability
 
 __all__ = ["CorruptionResult", "evaluate_corruptions"]
 
+_FROST = "frost is drawn here, not photographed: do not compare it with published figures"
+
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionResult:
@@ -74,6 +76,11 @@ class CorruptionResult:
         severities = {tuple(found) for found in self.accuracy.values()}
         return tuple(self.accuracy) == STANDARD and severities == {SEVERITIES}
 
+    @property
+    def note(self) -> str | None:
+        """What readers must know before they compare the figures, or None."""
+        return _FROST if "frost" in self.accuracy else None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -84,6 +91,7 @@ class CorruptionResult:
             "mean_accuracy": self.mean,
             "mean_error": self.mean_error,
             "standard": self.is_standard,
+            "note": self.note,
             "accuracy": {
                 name: {str(severity): value for severity, value in found.items()}
                 for name, found in self.accuracy.items()

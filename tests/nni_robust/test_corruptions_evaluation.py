@@ -205,6 +205,7 @@ def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
         k: v for k, v in wanted.as_dict().items() if k in ("clean", "accuracy", "scale")
     }
     assert answer["trained"] is False
+    assert "frost is drawn here" in answer["note"]
     assert answer["reliability"]["checks"]["randomised"]["status"] == "passed"
     assert main(some) == 0
     out = capsys.readouterr().out
@@ -213,6 +214,8 @@ def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 of 17 checks ran, none failed" in out
     assert main([*argv, "--corruptions", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["standard"] is True
+    assert main([*argv, "--corruptions", "fog", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["note"] is None
 
 
 @pytest.mark.parametrize(
