@@ -15,6 +15,7 @@ from nni_robust.exchange._records import (
     Trained,
     evaluation_beside,
     flags_of,
+    network_file,
     read_trained,
     with_results,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "is_folder",
     "leaderboard_entry",
     "load",
+    "network_file",
     "read_folder",
     "read_trained",
     "standalone_source",

@@ -20,6 +20,7 @@ __all__ = [
     "Trained",
     "evaluation_beside",
     "flags_of",
+    "network_file",
     "read_trained",
     "with_results",
 ]
@@ -75,15 +76,7 @@ def read_trained(source: str | Path) -> Trained:
         training, evaluations = results.get("training"), results.get("evaluations", [])
         return Trained(load_architecture(path), training, tuple(evaluations))
     if path.is_dir():
-        for name in ("best.yaml", "architecture.yaml"):
-            if (path / name).is_file():
-                path = path / name
-                break
-        else:
-            raise UserError(
-                f"'{source}' holds no network: best.yaml (of a run), architecture.yaml (of a "
-                f"training) or {CONFIG} (of an export) is needed"
-            )
+        path = network_file(path)
     architecture = load_architecture(path if path.suffix else str(source))
     if not architecture.trained:
         raise UserError(
@@ -100,6 +93,23 @@ def read_trained(source: str | Path) -> Trained:
         test = evaluation_beside(path)
         return found_here if test is None else with_results(found_here, [path.parent / EVALUATION])
     return Trained(architecture)
+
+
+def network_file(folder: str | Path) -> Path:
+    """The architecture file of a run's winner or of a training, in its folder.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    for name in ("best.yaml", "architecture.yaml"):
+        if (file := Path(folder) / name).is_file():
+            return file
+    raise UserError(
+        f"'{folder}' holds no network: best.yaml (of a run), architecture.yaml (of a "
+        f"training) or {CONFIG} (of an export) is needed"
+    )
 
 
 def evaluation_beside(architecture: str | Path) -> dict[str, Any] | None:

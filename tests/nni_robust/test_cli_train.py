@@ -112,7 +112,10 @@ def test_train_leaves_an_architecture_that_evaluate_takes(
     assert kept["reliability"] == outcome["test"]["reliability"]
     assert kept["reliability"]["checks"]["training-collapse"]["status"] != "not run"
     assert main(["show", "moved/architecture.yaml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["evaluation"] == kept
+    of_file = json.loads(capsys.readouterr().out)
+    assert of_file["evaluation"] == kept
+    assert main(["show", "moved", "--json"]) == 0  # the folder is as good as the file
+    assert json.loads(capsys.readouterr().out) == of_file
     assert main(["export", "moved", "--to", "out"]) == 0
     capsys.readouterr()
     (figures,) = json.loads((files / "out/results.json").read_text())["evaluations"]

@@ -281,6 +281,18 @@ def test_a_run_gives_its_winner_with_flags(tmp_path: Path) -> None:
     assert torch.equal(logits(nni_robust.load(tmp_path / "out")), wanted)
 
 
+def test_show_takes_the_folder_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_folder(tmp_path / "run")
+    assert answer_of(capsys, "show", "run")["name"] == "best"
+    (tmp_path / "empty").mkdir()
+    assert "'empty' holds no network: best.yaml" in refusal(capsys, "show", "empty")
+    run_folder(tmp_path / "robnet-small")  # hides nothing of the zoo
+    assert answer_of(capsys, "show", "robnet-small")["name"] == "robnet-small"
+
+
 def test_a_rival_of_a_run_has_its_own_record(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     assert main(["export", str(run / "random.yaml"), "--to", str(tmp_path / "out")]) == 0
