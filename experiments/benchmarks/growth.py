@@ -341,17 +341,22 @@ def law(values: Sequence[float], seconds: Sequence[float]) -> tuple[float, float
     return best[1:]
 
 
+def fits(values: Sequence[int]) -> bool:
+    """Whether there are more values than the law has numbers."""
+    return len(values) > 3
+
+
 def summarise(folder: Path) -> None:
     """Write ``laws.csv`` and ``growth.png``."""
     rows = read(folder / "growth.csv")
     laws = []
     for name, values, seconds in medians(rows):
-        fixed, each, power = law(values, seconds)
         last = float(torch.tensor(seconds[-1] / seconds[-2]).log())
         last /= float(torch.tensor(values[-1] / values[-2]).log())
         entry = {"quantity": name, "from": values[0], "to": values[-1]}
-        entry |= {"fixed_seconds": f"{fixed:.3g}", "seconds_each": f"{each:.3g}"}
-        entry |= {"power": f"{power:.2f}", "power_between_last_two": f"{last:.2f}"}
+        found = [f"{number:.3g}" for number in law(values, seconds)] if fits(values) else [""] * 3
+        entry |= zip(("fixed_seconds", "seconds_each", "power"), found, strict=True)
+        entry["power_between_last_two"] = f"{last:.2f}"
         laws.append(entry)
         print(*entry.values())
     if not laws:
@@ -372,11 +377,11 @@ def plot_growth(rows: Sequence[dict[str, str]]) -> Any:
     for place, (name, values, seconds) in enumerate(panels, 1):
         axes = figure.add_subplot((len(panels) + 2) // 3, 3, place)
         axes.loglog(values, seconds, "o", color="#0072B2", label="measured")
-        fixed, each, power = law(values, seconds)
-        curve = [fixed + each * v**power for v in values]
-        axes.loglog(
-            values, curve, "--", color="#D55E00", label=f"{fixed:.2g} + {each:.2g} n^{power:.2f}"
-        )
+        if fits(values):
+            fixed, each, power = law(values, seconds)
+            curve = [fixed + each * v**power for v in values]
+            label = f"{fixed:.2g} + {each:.2g} n^{power:.2f}"
+            axes.loglog(values, curve, "--", color="#D55E00", label=label)
         axes.set_xticks(values, [str(v) for v in values])
         axes.minorticks_off()
         axes.set_title(name)

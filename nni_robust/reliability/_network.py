@@ -132,10 +132,10 @@ class NetworkProbe:
 
     def _one_answer(self) -> Check:
         """Whether pictures of several classes all get the same answer."""
-        n, labels = len(self.y), len(self.y.unique())
+        n, labels = len(self.y), len(torch.unique(self.y))
         if n < _ENOUGH or labels < 2:
             return not_run("one-answer", f"it takes {_ENOUGH} pictures of two classes")
-        answers = self.answers[0].argmax(1).unique()
+        answers = torch.unique(self.answers[0].argmax(1))
         if len(answers) > 1:
             return passed("one-answer", answers=float(len(answers)))
         reason = (
