@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from nni_robust.attacks import attack_from_spec
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
+from nni_robust.nni_adapter.terminal import check_port
 from nni_robust.sampling import draw_distinct
 from nni_robust.training import check_logs
 
 from ._trials import manager_ip, platform, serves_store, training_service, trial_interpreter
 from .schema import Experiment
 
-__all__ = ["build_parts", "check_port", "check_writable", "preflight"]
+__all__ = ["build_parts", "check_writable", "preflight"]
 
 
 def preflight(experiment: Experiment) -> DataSplits:
@@ -145,31 +145,6 @@ def _check_space(experiment: Experiment, data: DataSplits, fsp: bool) -> None:
             f"space '{experiment.space.name}' has {logits.shape[-1]} outputs, fewer than the "
             f"{data.num_classes} classes of {data.name}"
         )
-
-
-def check_port(port: int, key: str = "port") -> None:
-    """Refuse a port that somebody already listens on.
-
-    Parameters
-    ----------
-    port
-        The port.
-    key
-        Its key below ``nni``.
-
-    Raises
-    ------
-    UserError
-        If it is in use.
-    """
-    with socket.socket() as s:
-        s.settimeout(2)
-        if s.connect_ex(("127.0.0.1", port)) == 0:
-            free = "with --port" if key == "port" else f"with --set nni.{key}=N"
-            raise UserError(
-                f"nni.{key}: {port} is in use; choose a free one {free}, or stop what listens "
-                "there ('nnictl experiment list' names NNI's own)"
-            )
 
 
 def check_writable(folder: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import filelock
 
 from nni_robust.errors import UserError, disk_full
+from nni_robust.nni_adapter.terminal import check_port, terminate_as_interrupt
 from nni_robust.store import check_space, full_sentence
 
 from ._state import other_settings, read_state
@@ -22,7 +21,6 @@ __all__ = [
     "open_run",
     "run_experiment",
     "store_folder",
-    "terminate_as_interrupt",
 ]
 
 
@@ -73,7 +71,7 @@ def run_experiment(
     """
     settings, run = open_run(experiment, out, resume, port, overrides)
     # Imported only now: a mistake in the file is told without waiting for torch and NNI.
-    from ._preflight import check_port, check_writable, preflight
+    from ._preflight import check_writable, preflight
     from ._search import search
     from ._trials import check_started_by_run
 
@@ -128,23 +126,6 @@ def _stop_orphans(run: Path, report: Callable[[str], None]) -> None:
     for experiment in experiments:
         if stop_orphan(experiment):
             report(f"stopped NNI experiment {experiment}, left over from a killed run")
-
-
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the run as Ctrl-C does: NNI stopped, the folder resumable."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -34,10 +34,11 @@ import filelock
 
 from nni_robust.config import as_mapping, parse, read_yaml, strict
 from nni_robust.errors import UserError
+from nni_robust.nni_adapter.terminal import terminate_as_interrupt
 from nni_robust.store import read_json, write_json, write_yaml
 
 from ._sweep_table import write_tables
-from .runner import run_experiment, terminate_as_interrupt
+from .runner import run_experiment
 from .schema import find_experiment, load_experiment
 
 __all__ = ["Sweep", "load_sweep", "run_sweep"]

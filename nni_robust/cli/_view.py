@@ -46,8 +46,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from nni.runtime.log import silence_stdout
 
-    from nni_robust.experiments._preflight import check_port
-    from nni_robust.experiments.runner import terminate_as_interrupt
+    from nni_robust.nni_adapter.terminal import check_port, terminate_as_interrupt
     from nni_robust.nni_adapter.viewing import start_view
 
     check_port(args.port)

@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def growth() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPTS / "growth.py"))
+    return runpy.run_path(str(SCRIPTS / "growth_law.py"))
 
 
 @pytest.mark.parametrize(
