@@ -4,10 +4,11 @@ In evaluation mode a batch norm is one multiplication and one addition for each 
 weights once, they cost nothing, and the backward pass need not keep the convolution's output. That
 is right only where the batch norm is all that reads this output. Module trees do not tell, so one
 forward pass on a few pictures is watched below autograd, where every read of every tensor shows.
+Other batch norms are computed as :class:`Affine`.
 
-Nothing is folded where a pass leaves torch (a number is taken out of a tensor, so that another
-picture may take another way), where a tensor outlives the pass, or where the logits with and
-without folding differ by more than rounding. A plan holds as long as no module, no hook and no
+Nothing is changed where a pass leaves torch (a number is taken out of a tensor, so that another
+picture may take another way), or where that makes the logits differ by more than rounding; nothing
+is folded whose map outlives the pass. A plan holds as long as no module, no hook and no
 plain attribute of a module changes: a supernet that switches to another path is watched again.
 
 What "rounding" is depends on weights, and so on when a plan is made. A training that goes on after
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nni_robust.attacks._affine import Affine, scale_and_shift
 from nni_robust.attacks._pointwise import Pointwise
-from nni_robust.attacks._watch import HOOKS, Pair, watch
+from nni_robust.attacks._watch import HOOKS, Pair, Seen, watch
 
 __all__ = ["TOLERANCE", "folded", "whatever_rounds"]
 
@@ -46,11 +48,12 @@ _MODULE_FIELDS = frozenset(nn.Module().__dict__)
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """The pairs of a network, and the structure that they were found in."""
+    """What may be replaced in a network, and the structure that it was found in."""
 
     structure: Any
     pairs: tuple[Pair, ...]
-    #: Whether the logits with and without folding agree: in float64 (True), as computed (False).
+    norms: tuple[weakref.ref[_BatchNorm], ...]
+    #: Whether the logits with and without it agree: in float64 (True), as computed (False).
     agrees: dict[bool, bool] = dataclasses.field(default_factory=dict)
 
 
@@ -78,7 +81,7 @@ def folded(
     pictures: Tensor,
     *,
     thrifty: bool = False,
-    pointwise: bool = True,
+    eager: bool = True,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Iterator[int]:
     """Fold what can be folded; inside, the network computes the same logits up to rounding.
@@ -95,9 +98,9 @@ def folded(
     thrifty
         Leave pairs as they are whose folded weights take more memory than the map between, unless
         all weights together are light.
-    pointwise
-        Compute 1x1 convolutions by :class:`Pointwise`. A compiler would not take it for the same
-        each time, and compile anew for every batch.
+    eager
+        Compute 1x1 convolutions by :class:`Pointwise` and batch norms that stay by :class:`Affine`.
+        A compiler would not take these for the same each time, and compile anew for every batch.
     memory_format
         Of the folded weights.
 
@@ -112,17 +115,21 @@ def folded(
     structure, double = _structure(model), _in_float64.get()
     plan, logits = _plans.get(model), None
     if plan is None or plan.structure != structure:
-        logits, pairs = _find(model, pictures[:_PICTURES])
-        plan = _plans[model] = _Plan(structure, pairs)
+        seen = _find(model, pictures[:_PICTURES])
+        plan, logits = _Plan(structure, seen.pairs, seen.norms), seen.output
+        _plans[model] = plan
     if double not in plan.agrees:
         known = None if double else logits
-        plan.agrees[double] = _agree(model, pictures[:_PICTURES], plan.pairs, known, double=double)
-    pairs = plan.pairs if plan.agrees[double] else ()
+        plan.agrees[double] = _agree(model, pictures[:_PICTURES], plan, known, double=double)
+    if not plan.agrees[double]:
+        yield 0
+        return
+    pairs = plan.pairs
     if thrifty:
         maps = len(pictures) * sum(pair.size for pair in pairs)
         if sum(pair.weights for pair in pairs) > _LIGHT * maps:
             pairs = tuple(pair for pair in pairs if pair.weights <= pair.size * len(pictures))
-    with _applied(pairs, memory_format, pointwise=pointwise):
+    with _applied(pairs, plan.norms, memory_format, eager=eager):
         yield len(pairs)
 
 
@@ -135,21 +142,19 @@ def _aside(pictures: Tensor) -> Iterator[None]:
         yield
 
 
-def _find(model: nn.Module, pictures: Tensor) -> tuple[Any, tuple[Pair, ...]]:
-    """The network's output, and the pairs that are safe; none if anything is unclear."""
+def _find(model: nn.Module, pictures: Tensor) -> Seen:
+    """What a pass shows; nothing if anything is unclear."""
     try:
         with _aside(pictures):
             return watch(model, pictures)
     except Exception:
         # A network that fails here fails in the attack too, and there its own message comes out.
-        return None, ()
+        return Seen()
 
 
-def _agree(
-    model: nn.Module, x: Tensor, pairs: tuple[Pair, ...], logits: Any, *, double: bool
-) -> bool:
-    """Whether the network has the same logits with and without folding, which may be known."""
-    if not pairs:
+def _agree(model: nn.Module, x: Tensor, plan: _Plan, logits: Any, *, double: bool) -> bool:
+    """Whether the network has the same logits with and without the plan, which may be known."""
+    if not plan.norms:
         return False
     try:
         with _doubled(model) if double else nullcontext():
@@ -157,7 +162,7 @@ def _agree(
             if logits is None:
                 with _aside(x):
                     logits = model.forward(x)
-            with _aside(x), _applied(pairs):
+            with _aside(x), _applied(plan.pairs, plan.norms):
                 found = model.forward(x)
     except Exception:
         return False
@@ -200,14 +205,22 @@ def _doubled(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _applied(
     pairs: tuple[Pair, ...],
+    norms: tuple[weakref.ref[_BatchNorm], ...],
     memory_format: torch.memory_format = torch.preserve_format,
     *,
-    pointwise: bool = True,
+    eager: bool = True,
 ) -> Iterator[None]:
     with ExitStack() as stack:
+        folded_away = {pair.norm for pair in pairs}
+        for ref in norms if eager else ():
+            if ref not in folded_away:
+                norm = ref()
+                assert norm is not None  # parts of a living network of the plan's structure
+                stack.callback(norm.__dict__.pop, "forward", None)
+                norm.__dict__["forward"] = Affine(norm)
         for pair in pairs:
             conv, norm = pair.conv(), pair.norm()
-            assert conv is not None  # they are parts of a living network of the plan's structure
+            assert conv is not None
             assert norm is not None
             weight, bias = _merge(conv, norm)
             weight = weight.to(memory_format=memory_format)
@@ -221,7 +234,7 @@ def _applied(
                 conv.bias.data = bias
             stack.callback(norm.__dict__.pop, "forward", None)
             norm.__dict__["forward"] = _pass
-            if pointwise and Pointwise.suits(conv):
+            if eager and Pointwise.suits(conv):
                 stack.callback(conv.__dict__.pop, "forward", None)
                 conv.__dict__["forward"] = Pointwise(conv)
         yield
@@ -235,15 +248,9 @@ def _pass(x: Tensor) -> Tensor:
 @torch.no_grad()
 def _merge(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of both in one, rounded once."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    mean = norm.running_mean.double()
-    bias = -mean * scale if conv.bias is None else (conv.bias.double() - mean) * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
+    scale, bias = scale_and_shift(norm)
+    if conv.bias is not None:
+        bias = bias + conv.bias.double() * scale
     kind = conv.weight.dtype
     return (conv.weight.double() * scale.view(-1, 1, 1, 1)).to(kind), bias.to(kind)
 

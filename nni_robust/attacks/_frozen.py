@@ -50,12 +50,13 @@ def undisturbed(
         Hold the weights of convolutions in channels-last memory inside (if `thrifty`, on a CPU
         only those that are folded: kernels take pictures of that format and weights of any).
     fold
-        Fold batch norms into the convolutions before them where that is safe (`_fold`), which
-        changes logits in the last digits. Pictures as the network takes them, (N, C, H, W): a few
-        are used to watch a network that was not seen before. None folds nothing.
+        Fold batch norms into the convolutions before them where that is safe (`_fold`), and compute
+        the others more cheaply, which changes logits in the last digits. Pictures as the network
+        takes them, (N, C, H, W): a few are used to watch a network that was not seen before. None
+        folds nothing.
     thrifty
-        On a CPU, make no copies of weights that take more memory than they save, and put faster
-        1x1 convolutions in. False is for compiled networks, which want neither.
+        On a CPU, make no copies of weights that take more memory than they save; put faster 1x1
+        convolutions and batch norms in. False is for compiled networks, which want neither.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def undisturbed(
                 form = torch.channels_last if channels_last else torch.preserve_format
                 spare = thrifty and fold.device.type == "cpu"
                 stack.enter_context(
-                    folded(model, fold, thrifty=spare, pointwise=thrifty, memory_format=form)
+                    folded(model, fold, thrifty=spare, eager=thrifty, memory_format=form)
                 )
             for parameter, *_ in parameters:
                 # On a CPU, kernels order weights anew in any case, and a copy takes memory.

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["HOOKS", "Pair", "watch"]
+__all__ = ["HOOKS", "Pair", "Seen", "watch"]
 
 _FLOATS = (torch.float32, torch.float64)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -39,6 +39,25 @@ class Pair:
         """Size of the convolution's kernels, of which folding makes a copy."""
         conv = self.conv()
         return 0 if conv is None else conv.weight.numel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One forward pass.
+
+    Parameters
+    ----------
+    output
+        What the network returned; None where nothing was worth watching.
+    pairs
+        A convolution and a batch norm each, of whose first half nothing else reads the output.
+    norms
+        All batch norms that do what their class says, those of the pairs too.
+    """
+
+    output: Any = None
+    pairs: tuple[Pair, ...] = ()
+    norms: tuple[weakref.ref[_BatchNorm], ...] = ()
 
 
 def _candidates(model: nn.Module) -> tuple[set[nn.Conv2d], set[_BatchNorm]]:
@@ -145,8 +164,7 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tuple(
             Pair(weakref.ref(conv), weakref.ref(norm), self.sizes[conv])
             for conv, norm in self.pairs.items()
-            if not self.leaves_torch
-            and conv not in self.refused
+            if conv not in self.refused
             and conv not in alive
             and self.calls[conv] == self.calls[norm] == 1
             and conv.out_channels == norm.num_features
@@ -168,11 +186,11 @@ class _Exits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def watch(model: nn.Module, pictures: Tensor) -> tuple[Any, tuple[Pair, ...]]:
-    """The network's output, and the pairs whose first half nothing else reads."""
+def watch(model: nn.Module, pictures: Tensor) -> Seen:
+    """Run the network once, and see which batch norms may be replaced; none if that is unclear."""
     convs, norms = _candidates(model)
-    if not convs or not norms:
-        return None, ()
+    if not norms:
+        return Seen()
     reads = _Reads(convs)
     handles: list[Any] = [conv.register_forward_pre_hook(reads.before_conv) for conv in convs]
     handles += [conv.register_forward_hook(reads.after_conv) for conv in convs]
@@ -185,4 +203,8 @@ def watch(model: nn.Module, pictures: Tensor) -> tuple[Any, tuple[Pair, ...]]:
     finally:
         for handle in handles:
             handle.remove()
-    return logits, reads.safe()
+    if reads.leaves_torch:
+        return Seen(logits)
+    # In the order of their calls, for a set has none.
+    used = (module for module in reads.calls if isinstance(module, _BatchNorm))
+    return Seen(logits, reads.safe(), tuple(map(weakref.ref, used)))
