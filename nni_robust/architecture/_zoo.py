@@ -43,7 +43,8 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
     name_or_path
         A name that :func:`list_architectures` gives, or the path of a .yaml, .yml or .json file
         that :meth:`Architecture.save` wrote, or that a space knows as one of its authors', such as
-        ``WRN-A1.yaml`` of the wide residual networks; or a folder of ``nni-robust export``.
+        ``WRN-A1.yaml`` of the wide residual networks; or a folder of ``nni-robust export``,
+        ``train``, or ``run`` (its winner).
 
     Raises
     ------
@@ -61,14 +62,16 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
         return Architecture.from_dict(entry, where=f"zoo entry '{name}'")
     path = Path(name_or_path)
     if path.is_dir():
-        from nni_robust.exchange import read_folder
+        from nni_robust.exchange import is_folder, network_file, read_folder
 
-        return read_folder(path)
+        if is_folder(path):
+            return read_folder(path)
+        path = network_file(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(
             f"unknown architecture '{name}'{nearest(name, _entries())} (a name that "
             "`nni-robust archs` lists is needed, or the path of a .yaml or .json file, or of a "
-            "folder of `nni-robust export`)"
+            "folder of `nni-robust export`, `train` or `run`)"
         )
     value = read_json(path) if path.suffix == ".json" else read_yaml(path)
     if isinstance(value, dict) and "format" not in value:

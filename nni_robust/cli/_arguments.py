@@ -34,7 +34,7 @@ __all__ = [
 
 ARCH_HELP = (
     "a name that 'nni-robust archs' lists, an architecture file (YAML or JSON), or a folder of "
-    "'nni-robust export'"
+    "'nni-robust run' (its winner), 'train' or 'export'"
 )
 
 

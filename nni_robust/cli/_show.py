@@ -20,9 +20,7 @@ __all__ = ["add_arguments", "execute"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     parser.description = "Print what an architecture is, where it comes from and what it costs."
-    parser.add_argument(
-        "arch", metavar="ARCH", help=f"{ARCH_HELP}, of 'nni-robust train' or of a run (its winner)"
-    )
+    parser.add_argument("arch", metavar="ARCH", help=ARCH_HELP)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="draw its cells into FILE.svg or FILE.png"
     )
@@ -33,19 +31,16 @@ def execute(args: argparse.Namespace) -> int:
     """Describe the architecture; draw it where ``-o`` asks for it."""
     if args.output and Path(args.output).suffix not in (".svg", ".png"):
         raise UserError(f"-o '{args.output}' is not allowed; the name must end in .svg or .png")
-    from nni_robust.architecture import list_architectures, load_architecture
-    from nni_robust.exchange import evaluation_beside, is_folder, network_file
+    from nni_robust.architecture import load_architecture
+    from nni_robust.exchange import evaluation_beside
 
-    source = args.arch
-    if Path(source).is_dir() and not is_folder(source) and source not in list_architectures():
-        source = network_file(source)
-    architecture = load_architecture(source)
+    architecture = load_architecture(args.arch)
     about = summary(architecture) | {
         "code": architecture.code(),
         "space_args": dict(architecture.space_args),
         "provenance": dict(architecture.provenance),
     }
-    measured = evaluation_beside(source)
+    measured = evaluation_beside(args.arch)
     if measured is not None:
         about["evaluation"] = measured
     if args.json:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     parser.description = (
         "Train an architecture from fresh weights, for the data's classes. Into DIR go "
-        "architecture.yaml (what 'evaluate' takes), weights.safetensors, log.jsonl and log.csv "
+        "architecture.yaml, weights.safetensors, log.jsonl and log.csv "
         "with a line per epoch, result.json, and checkpoints until it is done. The test pictures "
         "are opened only by --evaluate, whose figures go into evaluation.json with the checks of "
         "whether they can be believed."

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_robust.architecture import Architecture, load_architecture
+from nni_robust.architecture import Architecture, list_architectures, load_architecture
 from nni_robust.config import read_yaml
 from nni_robust.errors import UserError
 from nni_robust.store import read_json
@@ -113,7 +113,7 @@ def network_file(folder: str | Path) -> Path:
 
 
 def evaluation_beside(architecture: str | Path) -> dict[str, Any] | None:
-    """What ``nni-robust train --evaluate`` measured of the network in an architecture file.
+    """What ``nni-robust train --evaluate`` measured of the network in its folder, or in a file.
 
     None where nothing lies beside the file, or something about another network.
 
@@ -122,7 +122,11 @@ def evaluation_beside(architecture: str | Path) -> dict[str, Any] | None:
     UserError
         If the record is damaged.
     """
+    if isinstance(architecture, str) and architecture in list_architectures():
+        return None
     path = Path(architecture)
+    if path.is_dir() and not is_folder(path):
+        path = network_file(path)
     file = path.parent / EVALUATION
     if not path.is_file() or not file.is_file():
         return None

@@ -281,12 +281,18 @@ def test_a_run_gives_its_winner_with_flags(tmp_path: Path) -> None:
     assert torch.equal(logits(nni_robust.load(tmp_path / "out")), wanted)
 
 
-def test_show_takes_the_folder_of_a_run(
+def test_the_folder_of_a_run_is_its_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_folder(tmp_path / "run")
     assert answer_of(capsys, "show", "run")["name"] == "best"
+    short = ("--limit", "4", "--attacks", "fgsm")
+    by_file, by_folder = (
+        answer_of(capsys, "evaluate", source, *short) for source in ("run/best.yaml", "run")
+    )
+    assert by_folder["metrics"] == by_file["metrics"]
+    assert by_folder["trained"]
     (tmp_path / "empty").mkdir()
     assert "'empty' holds no network: best.yaml" in refusal(capsys, "show", "empty")
     run_folder(tmp_path / "robnet-small")  # hides nothing of the zoo
