@@ -18,8 +18,8 @@ defaults build networks of eight times the cost; norms without effect are not co
 `RobustBlock`).
 
 Reading order: what describes a network (`_wide_resnet_config`), its cost (`_wide_resnet_cost`), its
-blocks (`_wide_resnet_layers`), the network and the space (here), samples and codes
-(`_wide_resnet_sample`), weights taken over from a teacher (`_wide_resnet_match`,
+blocks (`_wide_resnet_layers`), the network (`_wide_resnet_network`), the space (here), samples and
+codes (`_wide_resnet_sample`), weights taken over from a teacher (`_wide_resnet_match`,
 `_wide_resnet_inherit`), the authors' files (`_wide_resnet_upstream`).
 """
 
@@ -27,15 +27,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from nni.mutable import Categorical, label_scope
 from nni.nas.nn.pytorch import ModelSpace
-from torch import Tensor, nn
+from torch import nn
 
 from nni_robust.architecture import Architecture
 from nni_robust.architecture.graph import CellGraph
@@ -45,8 +43,8 @@ from nni_robust.errors import UserError
 from ._wide_resnet_config import BLOCKS, Stage, WideResNetConfig
 from ._wide_resnet_cost import network_cost
 from ._wide_resnet_inherit import inherited_state
-from ._wide_resnet_layers import StageBlocks, make_norm
 from ._wide_resnet_match import match_teacher
+from ._wide_resnet_network import Backbone, WideResNet
 from ._wide_resnet_sample import allowed_values, decided, decode, encode, searched_stages
 from ._wide_resnet_upstream import from_upstream_yaml
 
@@ -58,69 +56,7 @@ __all__ = [
 ]
 
 
-class _Backbone(nn.Module):
-    """Stem, three stages and classifier."""
-
-    config: WideResNetConfig
-    mu: Tensor
-    sigma: Tensor
-    #: The published weights lack the constants of the input normalisation.
-    constant_buffers: tuple[str, ...] = ()
-
-    def _assemble(self, config: WideResNetConfig) -> None:
-        """Add the layers, with fresh weights."""
-        self.config = config
-        for name, values in zip(("mu", "sigma"), config.mean_and_std(), strict=False):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
-            self.constant_buffers += (name,)
-        self.stem_conv = nn.Conv2d(
-            3, config.stem_channels, 3, config.stem_stride, padding=1, bias=False
-        )
-        stages = config.stages()
-        self.blocks = nn.ModuleList(StageBlocks(config, stage) for stage in stages)
-        last = stages[-1]
-        self.norm1 = make_norm(last.normalization, last.out_channels)
-        self.act1 = getattr(nn, last.activation)()
-        self.fc = nn.Linear(last.out_channels, config.num_classes)
-        nn.init.zeros_(self.fc.bias)
-        for module in self.modules():
-            # On the meta device there is nothing to fill, and filling it would take longest.
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                fan_out = math.prod(module.kernel_size) * module.out_channels  # groups disregarded
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of pictures (N, 3, H, W) of any size, float in [0, 1]."""
-        if self.config.normalize is not None:
-            x = (x - self.mu) / self.sigma
-        x = self.stem_conv(x)
-        for stage in self.blocks:
-            x = stage(x)
-        logits: Tensor = self.fc(self.act1(self.norm1(x)).mean(dim=(2, 3)))
-        return logits
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep our own constants where the file has none."""
-        for name in self.constant_buffers:
-            state_dict.setdefault(prefix + name, self._buffers[name])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class WideResNet(_Backbone):
-    """A plain wide residual network, without NNI inside.
-
-    Parameters
-    ----------
-    config
-        What to build, such as ``WideResNetConfig(depths=[14, 14, 7], widths=[5, 7, 3])``.
-    """
-
-    def __init__(self, config: WideResNetConfig) -> None:
-        super().__init__()
-        self._assemble(config)
-
-
-class WideResNetSpace(ModelSpace, _Backbone):
+class WideResNetSpace(ModelSpace, Backbone):
     """All networks below a teacher, as an NNI model space.
 
     Choices are ``"stage1/depth"`` (1 to the teacher's), ``"stage1/width"`` (1 to the teacher's),
