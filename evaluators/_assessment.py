@@ -75,6 +75,7 @@ def assess(
         corruptions=e.corruptions,
         limit=e.score_limit,
         seed=e.seed,
+        folder=None if folder is None else folder / PROGRESS,
     )
     reliability = score.reliability.replaced([collapse])
     for more in checked:

@@ -14,7 +14,7 @@ from torch import nn
 from nni_robust.attacks import attack_from_spec
 from nni_robust.corruptions import evaluate_corruptions
 from nni_robust.data import Images
-from nni_robust.evaluation import eps_curve, steps_curve
+from nni_robust.evaluation import eps_curve, progress_folder, steps_curve
 from nni_robust.reliability import Reliability
 from nni_robust.threat import ThreatModel
 from nni_robust.training.weights import write_tensors
@@ -37,8 +37,11 @@ def measure_curves(
     corruptions: Sequence[str],
     limit: int | None,
     seed: int,
+    folder: Path | None = None,
 ) -> tuple[dict[str, Any], list[Reliability]]:
     """Accuracy by strength (PGD-20), by number of steps (PGD), and by common corruption.
+
+    What was found is kept in `folder`, by the network's weights, to go on after a kill.
 
     Parameters
     ----------
@@ -59,16 +62,19 @@ def measure_curves(
     """
     record: dict[str, Any] = {}
     checked = []
+    more: dict[str, Any] = {"limit": limit, "seed": seed}
+    if folder is not None:  # apart from the score, whose spectrum may have other strengths
+        more["folder"] = progress_folder(folder, network) / "curves"
     if eps_values:
-        curve = eps_curve(network, pictures, eps_values, norm=threat.norm, limit=limit, seed=seed)
+        curve = eps_curve(network, pictures, eps_values, norm=threat.norm, **more)
         record["eps_curve"] = [list(point) for point in curve]
         checked.append(curve.reliability)
     if steps:
-        found = steps_curve(network, pictures, steps, threat=threat, limit=limit, seed=seed)
+        found = steps_curve(network, pictures, steps, threat=threat, **more)
         record["steps_curve"] = [list(point) for point in found]
         checked.append(found.reliability)
     if corruptions:
-        shown = evaluate_corruptions(network, pictures, corruptions, limit=limit, seed=seed)
+        shown = evaluate_corruptions(network, pictures, corruptions, **more)
         record["corruptions"] = shown.as_dict()
         checked.append(shown.reliability)
     return record, checked

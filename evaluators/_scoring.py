@@ -87,7 +87,8 @@ def spectrum_score(
 ) -> Score:
     """Clean accuracy and one per strength, whose weighted average decides.
 
-    The first attack goes over the strengths; further ones only have the threat's eps.
+    The first attack goes over the strengths; further ones only have the threat's eps. What was
+    found is kept as by :func:`attack_score`.
     """
     from nni_robust.spectrum import evaluate_spectrum
 
@@ -100,6 +101,7 @@ def spectrum_score(
         weights=weights,
         limit=limit,
         seed=seed,
+        folder=None if folder is None else progress_folder(folder, network),
     )
     metrics, seconds = {"default": found.average, **found.metrics()}, found.seconds
     reliability = found.reliability

@@ -13,7 +13,7 @@ from nni_robust._keeping import Keeper
 from nni_robust._resuming import SuiteProgress
 from nni_robust.attacks import Attack, AttackSpec, NonFiniteOutput, Victim, attack_from_spec
 from nni_robust.attacks._base import check_pictures
-from nni_robust.attacks._progress import AttackProgress
+from nni_robust.attacks._progress import BatchProgress
 from nni_robust.config import parse
 from nni_robust.errors import UserError
 from nni_robust.reliability import HALVES, Monitor, outside_ball
@@ -24,6 +24,7 @@ __all__ = [
     "Progress",
     "as_threat",
     "batches",
+    "in_half",
     "is_correct",
     "make_attacks",
     "placement",
@@ -97,8 +98,13 @@ def survives(
     return correct
 
 
+def in_half(x: Tensor) -> bool:
+    """Whether checks will look at broken pictures, as the network computes in half precision."""
+    return x.dtype in HALVES or torch.is_autocast_enabled(x.device.type)
+
+
 def _resumed(
-    progress: AttackProgress,
+    progress: BatchProgress,
     model: nn.Module,
     attack: Attack,
     batch: tuple[Tensor, Tensor, Tensor],
@@ -111,8 +117,7 @@ def _resumed(
     Without `pictures`, broken ones stay clean where they are known from before.
     """
     x, y, index = batch
-    # Checks of networks in half precision look at broken pictures.
-    pictures = pictures or x.dtype in HALVES or torch.is_autocast_enabled(x.device.type)
+    pictures = pictures or in_half(x)
     known = progress.known(0, torch.arange(len(y), device=y.device), pictures=pictures)
     rows = known.tried.logical_not().nonzero().flatten()
     if len(rows):

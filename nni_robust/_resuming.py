@@ -1,7 +1,8 @@
-"""The folder of one evaluation: which pictures each attack has had, to go on after a kill.
+"""The folder of one evaluation: what is known already of each picture, to go on after a kill.
 
-``evaluation.json`` says of what; each attack has a folder of its own beside it, as
-:mod:`nni_robust.attacks._progress` writes it. AutoAttack keeps its own, stage by stage.
+``evaluation.json`` says of what; each part (an attack, a spectrum, a corruption) has a folder of
+its own beside it, as :mod:`nni_robust.attacks._progress` writes it. AutoAttack keeps its own,
+stage by stage.
 """
 
 from __future__ import annotations
@@ -19,32 +20,33 @@ from torch import Tensor, nn
 
 from nni_robust._files import read_json, remove_temporaries, set_aside, write_json
 from nni_robust.attacks import Attack
-from nni_robust.attacks._progress import AttackProgress, ProgressFolder, network_hash
+from nni_robust.attacks._progress import BatchProgress, ProgressFolder, network_hash
 from nni_robust.errors import DamageWarning, UserError
 from nni_robust.threat import ThreatModel
 
-__all__ = ["SuiteProgress", "progress_folder"]
+__all__ = ["EvaluationFolder", "SuiteProgress", "attack_text", "place_name", "progress_folder"]
 
 _FILE = "evaluation.json"
 _PLAIN = (str, int, float, bool, type(None))
 
 
-class SuiteProgress:
-    """What attacks found in earlier calls of one evaluation; a context that locks its folder.
+class EvaluationFolder:
+    """What was found in earlier calls of one evaluation; a context that locks its folder.
 
-    Attacks may be added from call to call. The data may grow or shrink at its end.
+    Parts may be added from call to call. The data may grow or shrink at its end.
 
     Parameters
     ----------
     folder
         Where; made if it is missing.
-    model, attacks, threat, seed
-        As :func:`nni_robust.evaluate` runs them.
-
-    Attributes
-    ----------
-    attacks
-        The attacks to run: those that keep what they find by themselves do so in this folder.
+    model
+        The network.
+    parts
+        Settings of each part that is measured, as text, by its name.
+    seed
+        Of the evaluation.
+    threat
+        Ball of all parts, where they share one.
 
     Raises
     ------
@@ -56,11 +58,11 @@ class SuiteProgress:
         self,
         folder: str | Path,
         model: nn.Module,
-        attacks: Sequence[Attack],
-        threat: ThreatModel,
+        parts: Mapping[str, str],
         seed: int,
+        threat: ThreatModel | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.parts, self.seed = Path(folder), dict(parts), seed
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -72,52 +74,43 @@ class SuiteProgress:
             raise UserError(f"folder: '{folder}' is in use by another evaluation") from None
         try:
             remove_temporaries(self.folder, below=True)
-            settings = {attack.key: _settings(attack) for attack in attacks}
-            self._check(network_hash(model), threat, seed, settings)
-            self.attacks: list[Attack] = []
-            self._folders: dict[str, ProgressFolder] = {}
-            for attack in attacks:
-                place = self.folder / _name(attack.key)
-                own = attack.keeping_in(place)
-                self.attacks.append(attack if own is None else own)
-                if own is None:
-                    made = ProgressFolder(place, model, [settings[attack.key]], seed)
-                    self._folders[attack.key] = made
+            self._network = network_hash(model)
+            self._check(threat)
         except BaseException:
             self._lock.release()
             raise
 
-    def __enter__(self) -> SuiteProgress:
+    def __enter__(self) -> EvaluationFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def batch(self, attack: Attack, x: Tensor, y: Tensor, index: Tensor) -> AttackProgress | None:
-        """What is known of pictures under an attack; None for one that sees to it by itself."""
-        folder = self._folders.get(attack.key)
-        return None if folder is None else folder.batch(x, x, y, index)
+    def place(self, name: str) -> Path:
+        """Where a part's files are."""
+        return self.folder / place_name(name)
 
-    def _check(self, network: str, threat: ThreatModel, seed: int, attacks: dict[str, str]) -> None:
+    def part(self, name: str) -> ProgressFolder:
+        """What is known of one part."""
+        return ProgressFolder(self.place(name), self._network, [self.parts[name]], self.seed)
+
+    def _check(self, threat: ThreatModel | None) -> None:
         """Refuse what does not fit the folder; write down what it holds from now on."""
-        ours: dict[str, Any] = {
-            "network": network,
-            "threat": {"norm": threat.norm, "eps": threat.eps},
-            "seed": seed,
-        }
-        before = self._before()
-        known = before.get("attacks") if before else None
+        ours: dict[str, Any] = {"network": self._network, "seed": self.seed}
+        if threat is not None:
+            ours["threat"] = {"norm": threat.norm, "eps": threat.eps}
+        before = self._before() or {}
+        known = before.get("parts")
         known = dict(known) if isinstance(known, Mapping) else {}
-        if before:
-            other = [f"another {key}" for key, value in ours.items() if before.get(key) != value]
-            changed = [key for key, text in attacks.items() if known.get(key, text) != text]
-            other += [f"{key} with other settings" for key in changed]
-            if other:
-                raise UserError(
-                    f"folder: '{self.folder}' holds the evaluation of {' and '.join(other)}; give "
-                    "another folder"
-                )
-        record = {**ours, "attacks": {**known, **attacks}}
+        other = [f"another {key}" for key, value in ours.items() if before.get(key, value) != value]
+        changed = [name for name, text in self.parts.items() if known.get(name, text) != text]
+        other += [f"{name} with other settings" for name in changed]
+        if other:
+            raise UserError(
+                f"folder: '{self.folder}' holds the evaluation of {' and '.join(other)}; give "
+                "another folder"
+            )
+        record = {**before, **ours, "parts": {**known, **self.parts}}
         if record != before:
             write_json(self.folder / _FILE, record)
 
@@ -139,18 +132,51 @@ class SuiteProgress:
         return None
 
 
+class SuiteProgress:
+    """What some attacks found in earlier calls.
+
+    Parameters
+    ----------
+    home
+        The evaluation's folder; `names` are parts of it.
+    names, attacks
+        The attacks, each with a name of its own.
+
+    Attributes
+    ----------
+    attacks
+        The attacks to run: those that keep what they find by themselves do so in this folder.
+    """
+
+    def __init__(
+        self, home: EvaluationFolder, names: Sequence[str], attacks: Sequence[Attack]
+    ) -> None:
+        self.attacks: list[Attack] = []
+        self._folders: dict[int, ProgressFolder] = {}
+        for name, attack in zip(names, attacks, strict=True):
+            own = attack.keeping_in(home.place(name))
+            self.attacks.append(attack if own is None else own)
+            if own is None:
+                self._folders[id(attack)] = home.part(name)
+
+    def batch(self, attack: Attack, x: Tensor, y: Tensor, index: Tensor) -> BatchProgress | None:
+        """What is known of pictures under an attack; None for one that sees to it by itself."""
+        folder = self._folders.get(id(attack))
+        return None if folder is None else folder.batch(x, x, y, index)
+
+
 def progress_folder(parent: Path, model: nn.Module) -> Path:
     """A network's own folder below another: other weights make a new one, and are not refused."""
     return parent / network_hash(model)[:16]
 
 
-def _name(key: str) -> str:
-    """The attack's key as the name of a folder; a few digits keep similar keys apart."""
-    digits = hashlib.sha256(key.encode()).hexdigest()[:6]
-    return f"{re.sub(r'[^A-Za-z0-9.+-]', '_', key)}-{digits}"
+def place_name(name: str) -> str:
+    """A name as that of a folder; a few digits keep similar names apart."""
+    digits = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9.+-]', '_', name)[-80:]}-{digits}"
 
 
-def _settings(attack: Attack) -> str:
+def attack_text(attack: Attack) -> str:
     """Everything that an attack says of itself, the same in every process."""
     kind = type(attack)
     public = {

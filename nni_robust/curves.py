@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -17,6 +19,7 @@ from nni_robust._pictures import (
     make_attacks,
     survives,
 )
+from nni_robust._resuming import EvaluationFolder, SuiteProgress, attack_text
 from nni_robust.attacks import undisturbed
 from nni_robust.errors import UserError
 from nni_robust.reliability import Check, Monitor, Outcome, Reliability, need_reliability
@@ -74,6 +77,7 @@ def eps_curve(
     limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    folder: str | Path | None = None,
 ) -> Curve:
     """Accuracy at several strengths, weakest first: the curve of :func:`evaluate_spectrum`.
 
@@ -83,8 +87,8 @@ def eps_curve(
         Radii in pixel units, any order; 0 is the clean accuracy.
     attack
         Name or mapping; its default step size follows the radius.
-    model, data, norm, batch_size, device, limit, seed, progress
-        As in :func:`evaluate`.
+    model, data, norm, batch_size, device, limit, seed, progress, folder
+        As in :func:`evaluate_spectrum`.
 
     Returns
     -------
@@ -107,6 +111,7 @@ def eps_curve(
         limit=limit,
         seed=seed,
         progress=progress,
+        folder=folder,
     )
     return Curve(tuple(found.curve()), found.reliability)
 
@@ -123,6 +128,7 @@ def steps_curve(
     limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    folder: str | Path | None = None,
 ) -> Curve:
     """Accuracy under one attack with several numbers of steps, fewest first.
 
@@ -140,8 +146,8 @@ def steps_curve(
         Numbers of steps, any order.
     attack
         Name without a number, or mapping without `steps`, of an attack that has steps.
-    model, data, threat, batch_size, device, limit, seed, progress
-        As in :func:`evaluate`.
+    model, data, threat, batch_size, device, limit, seed, progress, folder
+        As in :func:`evaluate`; further numbers of steps may be asked for later.
 
     Returns
     -------
@@ -166,8 +172,17 @@ def steps_curve(
     specs: list[dict[str, Any]] = [{**spec, "steps": number} for number in rising]
     made = [make_attacks(s, ball)[0] for s in specs]
     survivors, n = [0] * len(made), 0
-    monitor = Monitor(model, made, seed=seed)
-    with undisturbed(model):
+    with ExitStack() as stack:
+        suite = None
+        if folder is not None:
+            # Not by their keys: a label of the caller's has no number in it.
+            names = [f"{one.key}, {number} steps" for one, number in zip(made, rising, strict=True)]
+            parts = dict(zip(names, map(attack_text, made), strict=True))
+            home = stack.enter_context(EvaluationFolder(folder, model, parts, seed, ball))
+            suite = SuiteProgress(home, names, made)
+            made = suite.attacks
+        monitor = Monitor(model, made, seed=seed)
+        stack.enter_context(undisturbed(model))
         for batch in batches(model, data, batch_size, device, limit):
             good = is_correct(model, batch.x, batch.y, batch.largest_label)
             monitor.clean(batch.x, batch.y, good, batch.first, batch.total)
@@ -175,7 +190,7 @@ def steps_curve(
             n += len(batch.y)
             batch.report(progress, "clean")
             for number, one in enumerate(made):
-                left = left[survives(model, one, batch, left, seed, monitor)]
+                left = left[survives(model, one, batch, left, seed, monitor, suite=suite)]
                 survivors[number] += len(left)
                 batch.report(progress, one.key)
         outcomes = [

@@ -28,7 +28,7 @@ from nni_robust._pictures import (
     make_attacks,
     survives,
 )
-from nni_robust._resuming import SuiteProgress, progress_folder
+from nni_robust._resuming import EvaluationFolder, SuiteProgress, attack_text, progress_folder
 from nni_robust.adversarial import AdversarialExamples
 from nni_robust.attacks import (
     Attack,
@@ -224,7 +224,9 @@ def evaluate(
     with ExitStack() as stack:
         suite = None
         if folder is not None:
-            suite = stack.enter_context(SuiteProgress(folder, model, made, ball, seed))
+            parts = {attack.key: attack_text(attack) for attack in made}
+            home = stack.enter_context(EvaluationFolder(folder, model, parts, seed, ball))
+            suite = SuiteProgress(home, [*parts], made)
             made = suite.attacks
         clean: list[Tensor] = []
         correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}

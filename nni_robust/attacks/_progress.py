@@ -1,8 +1,8 @@
-"""What attacks have found so far, in a folder, so that a crash costs one batch.
+"""What is known of pictures so far, in a folder, so that a crash costs one batch.
 
-One safetensors file for each attack and batch, written in one step. A picture is known by its
-index; hashes of network and settings, and one of each picture with its label, keep results of
-something else out. Safetensors has no checksum, so each file has one of its own.
+One safetensors file for each attack (or corruption) and batch, written in one step. A picture is
+known by its index; hashes of network and settings, and one of each picture with its label, keep
+results of something else out. Safetensors has no checksum, so each file has one of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from nni_robust._files import atomic_path, set_aside
 from nni_robust.errors import DamageWarning, UserError
 
-__all__ = ["AttackProgress", "Known", "ProgressFolder", "network_hash"]
+__all__ = ["BatchProgress", "Known", "ProgressFolder", "network_hash"]
 
 _PATTERN = "attack-*.safetensors"
+_FORMAT = "2"
 
 
 class Known(NamedTuple):
@@ -37,18 +38,25 @@ class Known(NamedTuple):
         (N,), bool: misclassified; not inside ball and box.
     tried
         (N,), bool: whether anything is known.
+    kept
+        (N,), bool: whether the adversarial picture was kept.
+    values
+        (N, K), float64, on the CPU: numbers that were written with them; 0 where nothing is known.
     """
 
     adv: Tensor
     broken: Tensor
     outside: Tensor
     tried: Tensor
+    kept: Tensor
+    values: Tensor
 
 
 class _Entry(NamedTuple):
     broken: bool
     outside: bool
     adv: Tensor | None
+    values: list[float]
 
 
 class ProgressFolder:
@@ -58,12 +66,12 @@ class ProgressFolder:
     ----------
     folder
         Where; made if it is missing.
-    model
-        The network.
+    network
+        Its :func:`network_hash`.
     settings
         What is run, as text.
     seed
-        Of the attacks' random numbers.
+        Of the random numbers.
 
     Raises
     ------
@@ -72,22 +80,23 @@ class ProgressFolder:
     """
 
     def __init__(
-        self, folder: Path, model: nn.Module, settings: Sequence[str], seed: int | None
+        self, folder: Path, network: str, settings: Sequence[str], seed: int | None
     ) -> None:
         if seed is None:
             raise UserError("folder: an attack can be resumed only with a seed")
         self.folder = folder
         text = "\n".join(settings)
         self.made = {
-            "network": network_hash(model),
+            "network": network,
             "settings": hashlib.sha256(text.encode()).hexdigest(),
             "seed": str(seed),
+            "format": _FORMAT,
         }
         self._index: dict[Path, list[int]] = {}
         for path in sorted(folder.glob(_PATTERN)):
             self._look(path)
 
-    def batch(self, x: Tensor, pictures: Tensor, y: Tensor, index: Tensor) -> AttackProgress:
+    def batch(self, x: Tensor, pictures: Tensor, y: Tensor, index: Tensor) -> BatchProgress:
         """What is known of one batch.
 
         Parameters
@@ -102,7 +111,7 @@ class ProgressFolder:
         UserError
             If the folder holds results of other pictures at these places.
         """
-        return AttackProgress(self, x, pictures, y, index)
+        return BatchProgress(self, x, pictures, y, index)
 
     def read(self, places: Mapping[int, int]) -> list[dict[str, Tensor]]:
         """The files with pictures at these places, whole."""
@@ -121,11 +130,11 @@ class ProgressFolder:
         self._damaged(path, why)
         return None
 
-    def write(self, attack: int, tensors: dict[str, Tensor]) -> None:
-        """One file, in one step."""
-        index = tensors["index"]
-        name = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
-        path = self.folder / f"attack-{attack}-{name}.safetensors"
+    def write(self, tensors: dict[str, Tensor]) -> None:
+        """One file, in one step, in place of one of the same pictures and attacks."""
+        attack, index = tensors["attack"], tensors["index"]
+        name = hashlib.sha256(_bytes(torch.stack([attack, index]))).hexdigest()[:16]
+        path = self.folder / f"attack-{int(attack[0])}-{name}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={**self.made, "sum": _checksum(tensors)})
@@ -149,14 +158,19 @@ class ProgressFolder:
     def _damaged(self, path: Path, why: object) -> None:
         self._index.pop(path, None)
         aside = set_aside(path)
-        told = f"'{path}' is damaged ({why}): kept as {aside.name}; its pictures are attacked again"
+        told = f"'{path}' is damaged ({why}): kept as {aside.name}; its pictures are measured again"
         warnings.warn(DamageWarning(told), stacklevel=4)
 
 
-_OTHER = {"network": "another network", "settings": "other settings", "seed": "another seed"}
+_OTHER = {
+    "network": "another network",
+    "settings": "other settings",
+    "seed": "another seed",
+    "format": "another version of nni-robust",
+}
 
 
-class AttackProgress:
+class BatchProgress:
     """Results of one batch; made by :meth:`ProgressFolder.batch`."""
 
     def __init__(
@@ -185,53 +199,71 @@ class AttackProgress:
         """
         adv = self._x[rows].clone()
         broken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        outside, tried = torch.zeros_like(broken), torch.zeros_like(broken)
+        outside, tried, kept = (torch.zeros_like(broken) for _ in range(3))
+        values: dict[int, list[float]] = {}
         for place, row in enumerate(rows.tolist()):
             entry = self._found.get((attack, row))
             if entry is None or (pictures and entry.broken and entry.adv is None):
                 continue
             tried[place], broken[place], outside[place] = True, entry.broken, entry.outside
+            values[place] = entry.values
             if entry.adv is not None:
-                adv[place] = entry.adv.to(adv)
-        return Known(adv, broken, outside, tried)
+                adv[place], kept[place] = entry.adv.to(adv), True
+        numbers = torch.zeros(len(rows), max(map(len, values.values()), default=0))
+        numbers = numbers.double()
+        for place, found in values.items():
+            numbers[place] = torch.tensor(found, dtype=torch.float64)
+        return Known(adv, broken, outside, tried, kept, numbers)
 
     def add(
         self,
-        attack: int,
+        attack: int | Tensor,
         rows: Tensor,
-        adv: Tensor,
+        adv: Tensor | None,
         broken: Tensor,
         *,
-        kept: Tensor,
+        kept: Tensor | None = None,
         outside: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> None:
         """Write what an attack found on some pictures of the batch.
 
         Parameters
         ----------
+        attack
+            Its number; or (len(rows),), int64: that of each row, as one file may hold several.
+        adv
+            Adversarial pictures; None keeps none.
         kept
-            (len(rows),), bool: pictures to keep too.
+            (len(rows),), bool: pictures to keep too; None is none.
         outside
             (len(rows),), bool: pictures outside ball or box; None is none.
+        values
+            (len(rows), K): numbers to write with them.
         """
-        index, rows, kept = self._index[rows].cpu(), rows.cpu(), kept.cpu()
+        if len(rows) == 0:
+            return
+        index, rows = self._index[rows].cpu(), rows.cpu()
+        kept = torch.zeros(len(rows), dtype=torch.bool) if kept is None else kept.cpu()
         outside = torch.zeros_like(broken) if outside is None else outside
+        values = torch.zeros(len(rows), 0) if values is None else values
+        pictures = self._x[:0] if adv is None else adv.detach().cpu()[kept]
         tensors = {
-            "attack": torch.tensor(attack),
+            "attack": torch.zeros_like(index) + torch.as_tensor(attack).cpu(),
             "index": index,
             "picture": torch.tensor([self._pictures[int(r)] for r in rows], dtype=torch.int64),
-            "adversarial": adv.detach().cpu()[kept].contiguous(),
+            "adversarial": pictures.cpu().contiguous(),
+            "values": values.cpu().double(),
         }
         # Clones: one tensor must not lie in the file twice.
         for name, value in (("broken", broken), ("outside", outside), ("kept", kept)):
             tensors[name] = value.cpu().clone()
-        self._folder.write(attack, tensors)
+        self._folder.write(tensors)
 
     def _take(self, tensors: dict[str, Tensor], places: dict[int, int]) -> None:
-        attack = int(tensors["attack"])
-        columns = ("index", "broken", "outside", "kept", "picture")
+        columns = ("attack", "index", "broken", "outside", "kept", "picture", "values")
         adversarial = iter(tensors["adversarial"])
-        for i, broken, outside, kept, digest in zip(
+        for attack, i, broken, outside, kept, digest, values in zip(
             *(tensors[name].tolist() for name in columns), strict=True
         ):
             adv = next(adversarial) if kept else None
@@ -244,7 +276,7 @@ class AttackProgress:
                 )
             before = self._found.get((attack, row))
             if before is None or before.adv is None:
-                self._found[attack, row] = _Entry(broken, outside, adv)
+                self._found[attack, row] = _Entry(broken, outside, adv, values)
 
 
 def network_hash(model: nn.Module, settings: Sequence[str] = ()) -> str:

@@ -25,7 +25,7 @@ from nni_robust import registry
 from nni_robust.attacks._base import Attack, Victim
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball
-from nni_robust.attacks._progress import AttackProgress, ProgressFolder
+from nni_robust.attacks._progress import BatchProgress, ProgressFolder, network_hash
 from nni_robust.attacks._survivors import Survivors
 from nni_robust.attacks.apgd import APGDCE, APGDDLR, APGDT
 from nni_robust.attacks.fab import FABT
@@ -127,7 +127,7 @@ class _InARow(Attack):
                 left.settle(*_exactly(part, victim, left))
                 self.breaks[number] += resisted - len(left)
                 continue
-            adv, broken, _, tried = progress.known(number, left.rows)
+            adv, broken, _, tried, *_ = progress.known(number, left.rows)
             open_rows = tried.logical_not().nonzero().flatten()
             if len(open_rows):
                 rest = left.only(open_rows)
@@ -142,13 +142,13 @@ class _InARow(Attack):
 
     def _progress(
         self, victim: Victim, ball: Ball, y: Tensor, noise: Noise
-    ) -> AttackProgress | None:
+    ) -> BatchProgress | None:
         if self._folder is None:
             return None
         settings = [
             f"{p.key} {p.threat} {p.threat.eps!r} {getattr(p, 'settings', '')}" for p in self.parts
         ]
-        folder = ProgressFolder(self._folder, victim.model, settings, noise.seed)
+        folder = ProgressFolder(self._folder, network_hash(victim.model), settings, noise.seed)
         return folder.batch(ball.x, ball.pictures, y, noise.index)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nni_robust.cli._arguments import set_threads
+from nni_robust.cli._arguments import set_threads, writable_folder
 from nni_robust.cli._console import print_json, print_table, progress
 from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
@@ -71,6 +71,8 @@ def execute_corruptions(args: argparse.Namespace) -> int:
     set_threads(args)
     device = find_device(args.device)
     wanted, severities = _wanted(args)
+    if args.folder is not None:
+        writable_folder(args.folder, "--folder")
     opened = open_network(args, device)
     total = min(len(opened.images), args.limit or len(opened.images)) * (1 + len(wanted))
     done: dict[str, int] = {}
@@ -91,6 +93,7 @@ def execute_corruptions(args: argparse.Namespace) -> int:
                 limit=args.limit,
                 seed=args.seed,
                 progress=report,
+                folder=args.folder,
             )
         except NonFiniteOutput as e:
             raise UserError(f"{e}, so no accuracy can be measured") from None

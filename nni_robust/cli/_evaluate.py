@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         metavar="DIR",
-        help="keep there, batch by batch, which pictures each attack has had and what came of it; "
-        "the same command goes on after a kill",
+        help="keep there, batch by batch, which pictures each attack (strength, corruption) has "
+        "had and what came of it; the same command goes on after a kill",
     )
     parser.add_argument(
         "--precision",
@@ -107,13 +107,10 @@ def names(text: str) -> list[str]:
 
 
 def _check_folder(args: argparse.Namespace) -> None:
-    """Refuse ``--folder`` where nothing of it would be kept, or that is something else's."""
-    if args.folder is None:
+    """Refuse a ``--folder`` that is something else's."""
+    if args.folder is None or args.save_examples is None:
         return
-    for other in ("strengths", "corruptions"):
-        if getattr(args, other) is not None:
-            raise UserError(f"--folder is not allowed with --{other}")
-    if args.save_examples is not None and Path(args.folder) == Path(args.save_examples):
+    if Path(args.folder) == Path(args.save_examples):
         raise UserError(f"--folder and --save-examples are both '{args.folder}'; give two folders")
 
 

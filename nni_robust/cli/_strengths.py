@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_robust.cli._arguments import set_threads, threat_of
+from nni_robust.cli._arguments import set_threads, threat_of, writable_folder
 from nni_robust.cli._console import print_json, print_table, progress, say
 from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
@@ -53,6 +53,8 @@ def execute_strengths(args: argparse.Namespace, attacks: list[str]) -> int:
         for name in attacks:
             attack_from_spec(name, parse(ThreatModel, {"norm": norm, "eps": eps}, "threat"))
     device = find_device(args.device)
+    if args.folder is not None:
+        writable_folder(args.folder, "--folder")
     architectures = {name: load_architecture(name) for name in args.arch}
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation
@@ -68,7 +70,8 @@ def execute_strengths(args: argparse.Namespace, attacks: list[str]) -> int:
         say(f"untrained weights: {', '.join(untrained)}")
     spectra = {
         name: {
-            attack: _measure(network, images, strengths, attack, args, norm) for attack in attacks
+            attack: _measure(name, network, images, strengths, attack, args, norm)
+            for attack in attacks
         }
         for name, network in networks.items()
     }
@@ -116,8 +119,15 @@ def _check(args: argparse.Namespace, strengths: list[str], attacks: list[str]) -
 
 
 def _measure(
-    network: Any, images: Images, strengths: list[str], attack: str, args: Any, norm: Any
+    name: str,
+    network: Any,
+    images: Images,
+    strengths: list[str],
+    attack: str,
+    args: Any,
+    norm: Any,
 ) -> Spectrum:
+    from nni_robust._resuming import place_name
     from nni_robust.evaluation import NonFiniteOutput
     from nni_robust.spectrum import evaluate_spectrum
 
@@ -141,6 +151,7 @@ def _measure(
                 batch_size=args.batch_size,
                 progress=report,
                 thorough=args.thorough,
+                folder=None if args.folder is None else Path(args.folder) / place_name(name),
             )
         except NonFiniteOutput as e:
             raise UserError(f"{e}, so no accuracy can be measured") from None

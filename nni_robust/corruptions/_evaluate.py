@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_robust._pictures import Batch, Progress, batches, is_correct
+from nni_robust._resuming import EvaluationFolder
 from nni_robust.attacks import undisturbed
+from nni_robust.attacks._progress import ProgressFolder
 from nni_robust.corruptions._corrupt import SEVERITIES, corrupt, names_of, scale_of
 from nni_robust.corruptions._parameters import STANDARD, Scale
 from nni_robust.errors import UserError
@@ -19,6 +24,7 @@ from nni_robust.reliability import AnswersMonitor, Reliability, need_reliability
 
 __all__ = ["CorruptionResult", "evaluate_corruptions"]
 
+_PART = "corruptions"
 _FROST = "frost is drawn here, not photographed: do not compare it with published figures"
 
 
@@ -113,6 +119,7 @@ def evaluate_corruptions(
     seed: int = 0,
     scale: Scale | Literal["auto"] = "auto",
     progress: Progress | None = None,
+    folder: str | Path | None = None,
 ) -> CorruptionResult:
     """Measure accuracy on corrupted pictures; the network is left exactly as it was.
 
@@ -133,11 +140,16 @@ def evaluate_corruptions(
         Whose strengths, see :func:`~nni_robust.corruptions.corrupt`.
     progress
         Called after each batch of each stage (``"clean"`` and the corruptions' names).
+    folder
+        Where to keep, batch by batch, which corrupted pictures the network gets right, as in
+        :func:`nni_robust.evaluate`: the same call goes on after a kill and repeats at most one
+        batch of one corruption. More corruptions, severities and pictures may be asked for later.
 
     Raises
     ------
     UserError
-        On unusable data, an unknown corruption or severity.
+        On unusable data, an unknown corruption or severity; a folder as in
+        :func:`nni_robust.evaluate`.
     NonFiniteOutput
         If a logit is NaN or infinite.
     """
@@ -148,18 +160,22 @@ def evaluate_corruptions(
     right = {name: dict.fromkeys(levels, 0) for name in names}
     clean = n = 0
     used: Scale = "cifar"
-    with undisturbed(model):
+    with ExitStack() as stack:
+        kept = None
+        if folder is not None:
+            parts = {_PART: f"scale {scale}"}
+            kept = stack.enter_context(EvaluationFolder(folder, model, parts, seed)).part(_PART)
+        stack.enter_context(undisturbed(model))
         for batch in batches(model, data, batch_size, device, limit):
             used = scale_of(batch.x.shape, scale)
-            clean += _count(model, batch, batch.x)
+            clean += int(is_correct(model, batch.x, batch.y, batch.largest_label).sum())
             n += len(batch.y)
             monitor.clean(batch.x, batch.y)
             batch.report(progress, "clean")
-            index = torch.arange(batch.first, n, device=batch.x.device)
+            shown = _Shown(model, batch, used, seed, kept)
             for name in names:
-                for level in levels:
-                    shown = corrupt(batch.x, name, level, seed=seed, index=index, scale=used)
-                    right[name][level] += _count(model, batch, shown)
+                for level, count in shown.counts(name, levels).items():
+                    right[name][level] += count
                 batch.report(progress, name)
         reliability = monitor.finish()
     accuracy = {
@@ -169,8 +185,47 @@ def evaluate_corruptions(
     return CorruptionResult(clean / n, accuracy, n, used, seed, seconds, reliability)
 
 
-def _count(model: nn.Module, batch: Batch, shown: torch.Tensor) -> int:
-    return int(is_correct(model, shown, batch.y, batch.largest_label).sum())
+class _Shown:
+    """One batch and what the network says of it under corruptions."""
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, scale: Scale, seed: int, kept: ProgressFolder | None
+    ) -> None:
+        self.model, self.batch, self.scale, self.seed = model, batch, scale, seed
+        self.rows = torch.arange(len(batch.y), device=batch.y.device)
+        self.index = self.rows + batch.first
+        self.known = None
+        if kept is not None:  # no pictures are kept, so none have to be given back
+            self.known = kept.batch(batch.x[:, :0], batch.x, batch.y, self.index)
+
+    def correct(self, name: str, level: int, rows: Tensor) -> Tensor:
+        """(len(rows),), bool: which rows are right under a corruption."""
+        x, y, index = self.batch.x[rows], self.batch.y[rows], self.index[rows]
+        shown = corrupt(x, name, level, seed=self.seed, index=index, scale=self.scale)
+        return is_correct(self.model, shown, y, self.batch.largest_label)
+
+    def counts(self, name: str, levels: tuple[int, ...]) -> dict[int, int]:
+        """How many are right at each severity; what was not known is written in one step."""
+        right, new = dict.fromkeys(levels, 0), []
+        for level in levels:
+            rows = self.rows
+            if self.known is not None:
+                before = self.known.known(_number(name, level), rows)
+                right[level] += int((before.tried & ~before.broken).sum())
+                rows = rows[~before.tried]
+            if len(rows):
+                correct = self.correct(name, level, rows)
+                right[level] += int(correct.sum())
+                new.append((torch.full_like(rows, _number(name, level)), rows, ~correct))
+        if self.known is not None and new:
+            numbers, rows, wrong = (torch.cat(parts) for parts in zip(*new, strict=True))
+            self.known.add(numbers, rows, None, wrong)
+        return right
+
+
+def _number(name: str, level: int) -> int:
+    """A corruption and severity as a number, the same in every version."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") * 10 + level
 
 
 def _levels(severities: Iterable[int]) -> tuple[int, ...]:

@@ -6,19 +6,21 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from nni_robust._pictures import Progress, batches
-from nni_robust.attacks import NonFiniteOutput, Victim, undisturbed
+from nni_robust.attacks import undisturbed
 from nni_robust.config import parse_ratio
 from nni_robust.errors import UserError
 from nni_robust.reliability import Monitor, Outcome, Reliability, need_reliability
+from nni_robust.spectrum._climb import Climb, judge, open_folder
 from nni_robust.spectrum._passes import count_passes
-from nni_robust.spectrum._rungs import Rung, Steps, make_rungs
+from nni_robust.spectrum._rungs import Steps, make_rungs
 
 __all__ = [
     "MEAN_STRENGTHS",
@@ -27,7 +29,6 @@ __all__ = [
     "Spectrum",
     "Weights",
     "evaluate_spectrum",
-    "judge",
 ]
 
 #: Strengths (L∞, pixel units) whose plain mean is the "average robust accuracy" of Wsr-NAS's table
@@ -139,6 +140,7 @@ def evaluate_spectrum(
     warm_start: bool = True,
     progress: Progress | None = None,
     thorough: bool = False,
+    folder: str | Path | None = None,
 ) -> Spectrum:
     """Measure accuracy at several strengths, weakest first, in one pass.
 
@@ -177,11 +179,18 @@ def evaluate_spectrum(
     thorough
         As in :func:`nni_robust.evaluate`, but for twice the steps: a strength's figure is not that
         of one attack.
+    folder
+        Where to keep which pictures were attacked at which strength and what came of it, as in
+        :func:`nni_robust.evaluate`: the same call goes on after a kill and repeats at most one
+        batch at one strength. More pictures may be asked for later; other strengths are other
+        settings. `passes` and `forwards` are those of an uninterrupted call, except of AutoAttack,
+        which keeps its own: then they are those of this call.
 
     Raises
     ------
     UserError
-        On unusable data, a strength or weight out of range, an unusable attack.
+        On unusable data, a strength or weight out of range, an unusable attack; a folder as in
+        :func:`nni_robust.evaluate`.
     NonFiniteOutput
         If a logit is NaN or infinite.
     """
@@ -199,21 +208,37 @@ def evaluate_spectrum(
     weighed = _weights(weights, values, [rung.eps for rung in rungs])
     clean = n = 0
     survivors, losses = [0] * len(rungs), [0.0] * len(rungs)
-    monitor = Monitor(model, [rung.attack for rung in rungs], seed=seed, thorough=thorough)
-    with undisturbed(model), count_passes(model) as passes:
+    earlier = torch.zeros(2, dtype=torch.float64)
+    with ExitStack() as stack:
+        kept = None
+        if folder is not None:
+            rungs, kept = open_folder(stack, folder, model, rungs, seed)
+        monitor = Monitor(model, [rung.attack for rung in rungs], seed=seed, thorough=thorough)
+        stack.enter_context(undisturbed(model))
+        passes = stack.enter_context(count_passes(model))
         for batch in batches(model, data, batch_size, device, limit):
             good, loss = judge(model, batch.x, batch.y, batch.largest_label)
             with passes.uncounted():
                 monitor.clean(batch.x, batch.y, good, batch.first, batch.total)
-            left = good.nonzero().flatten()
-            n, clean = n + len(batch.y), clean + len(left)
+            climb = Climb(
+                model,
+                rungs,
+                batch,
+                good,
+                loss,
+                seed=seed,
+                monitor=monitor,
+                passes=passes,
+                folder=kept,
+            )
+            n, clean = n + len(batch.y), clean + len(climb.left)
             batch.report(progress, "clean")
-            before: tuple[Tensor, float] | None = None
             for number, rung in enumerate(rungs):
-                left, before = _climb(model, rung, batch, left, loss, before, seed, monitor)
-                survivors[number] += len(left)
-                losses[number] += float(loss.sum())
+                climb.up(number)
+                survivors[number] += len(climb.left)
+                losses[number] += float(climb.loss.sum())
                 batch.report(progress, rung.attack.key)
+            earlier += climb.earlier
         outcomes = [
             Outcome(rung.attack, torch.arange(n) < count)  # which pictures does not matter here
             for rung, count in zip(rungs, survivors, strict=True)
@@ -228,57 +253,11 @@ def evaluate_spectrum(
         {rung.eps: rung.attack.key for rung in rungs},
         weighed,
         n,
-        passes.backward,
-        passes.forward,
+        passes.backward + round(float(earlier[0])),
+        passes.forward + round(float(earlier[1])),
         time.perf_counter() - started,
         reliability,
     )
-
-
-def _climb(
-    model: nn.Module,
-    rung: Rung,
-    batch: Any,
-    left: Tensor,
-    loss: Tensor,
-    before: tuple[Tensor, float] | None,
-    seed: int,
-    monitor: Monitor,
-) -> tuple[Tensor, tuple[Tensor, float] | None]:
-    """Attack the rows that are left; `loss` (of the whole batch) is raised in place.
-
-    Returns
-    -------
-    tuple
-        The rows that withstood, and their attacked pictures with the strength.
-    """
-    if len(left) == 0 or rung.eps == 0:
-        return left, before
-    x, y = batch.x[left], batch.y[left]
-    adv = rung.run(model, x, y, seed, left + batch.first, before)
-    correct, reached = judge(model, adv, y)
-    monitor.attacked(rung.attack, x, adv, y, correct)
-    better = ~correct | (reached >= loss[left])
-    if before is not None:  # the weaker attack's picture is allowed here too
-        adv = torch.where(better.view(-1, 1, 1, 1), adv, before[0])
-    loss[left] = torch.where(better, reached, loss[left])
-    keep = correct.nonzero().flatten()
-    return left[keep], (adv[keep], rung.eps)
-
-
-@torch.no_grad()
-def judge(model: nn.Module, x: Tensor, y: Tensor, largest_label: int = -1) -> tuple[Tensor, Tensor]:
-    """Which pictures the network gets right ((N,), bool), and its cross entropies ((N,)).
-
-    Raises
-    ------
-    NonFiniteOutput
-        If a logit is not finite: comparing with NaN would look like a break.
-    """
-    logits = Victim(model, x.dtype, largest_label)(x)
-    if not torch.isfinite(logits).all():
-        raise NonFiniteOutput("the network's output is NaN or infinite")
-    return logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")
 
 
 def _as_list(eps_values: Any) -> list[Any]:

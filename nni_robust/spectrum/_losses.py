@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nni_robust.attacks import undisturbed
 from nni_robust.attacks._base import check_pictures
 from nni_robust.errors import UserError
-from nni_robust.spectrum._evaluate import judge
+from nni_robust.spectrum._climb import judge
 from nni_robust.spectrum._passes import count_passes
 from nni_robust.spectrum._rungs import Steps, make_rungs
 

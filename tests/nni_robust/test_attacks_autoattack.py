@@ -265,7 +265,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
     expected = measure(net, tmp_path, 16)
     victim = sorted(tmp_path.iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:50])
-    with pytest.warns(DamageWarning, match="attacked again"):
+    with pytest.warns(DamageWarning, match="measured again"):
         assert torch.equal(measure(net, tmp_path, 16), expected)
     assert (tmp_path / f"{victim.name}.damaged").is_file()
     assert victim.is_file()

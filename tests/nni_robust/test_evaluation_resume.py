@@ -355,7 +355,7 @@ def test_damaged_files_are_set_aside(tmp_path: Path, damage: Any) -> None:
     victims = [next(p for p in files if name in str(p)) for name in ("pgd5", "autoattack")]
     for victim in victims:
         damage(victim)
-    with pytest.warns(DamageWarning, match="attacked again") as told:
+    with pytest.warns(DamageWarning, match="measured again") as told:
         same(run(tmp_path), whole)
     assert len([w for w in told if w.category is DamageWarning]) == 2
     for victim in victims:
