@@ -169,6 +169,62 @@ def test_a_killed_scoring_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["reliability"]["checks"] == whole["reliability"]["checks"]
 
 
+def test_what_is_measured_of_a_final_network_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second corruption: spectrum, curves and the first are known from then on."""
+    from nni_robust.attacks.gradient import PGD
+    from nni_robust.corruptions import _evaluate
+
+    attacked: list[str] = []
+    shown: list[str] = []
+    attack, corrupt = PGD.__call__, _evaluate.corrupt
+
+    def attacking(self: PGD, *args: Any, **more: Any) -> Any:
+        attacked.append(self.key)
+        return attack(self, *args, **more)
+
+    def corrupting(x: Any, name: str, *args: Any, **more: Any) -> Any:
+        shown.append(name)
+        if len(shown) == 8:
+            raise KeyboardInterrupt
+        return corrupt(x, name, *args, **more)
+
+    def scored(store: Path) -> dict[str, Any]:
+        evaluator = AdversarialTraining(
+            task=TASK,
+            train={**TRAIN, "epochs": 8},
+            attacks=["pgd20", "pgd3"],
+            strengths=[0.005, 0.01],
+            split="test",
+            store=str(store),
+            eps_values=[0, 0.01, 0.1],
+            steps=[2, 20],
+            corruptions=["fog", "contrast"],
+        )
+        record: dict[str, Any] = evaluator._execute(frozen(evaluator))
+        assert not (store / record["key"] / "evaluation").exists()
+        return record
+
+    whole = scored(tmp_path / "whole")
+    monkeypatch.setattr(PGD, "__call__", attacking)
+    monkeypatch.setattr(_evaluate, "corrupt", corrupting)
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path / "stopped")
+    assert {"pgd20@0.005", "pgd20@0.01", "pgd3@0.1", "pgd2@0.1"} <= set(attacked)
+    attacked.clear(), shown.clear()
+    found = scored(tmp_path / "stopped")
+    assert attacked == []
+    assert shown == ["contrast"] * 5
+    for record in (whole, found):
+        record["metrics"].pop("seconds")
+        record["corruptions"].pop("seconds")
+        record["corruptions"]["reliability"].pop("seconds")
+    for key in ("metrics", "spectrum", "passes", "eps_curve", "steps_curve", "corruptions"):
+        assert found[key] == whole[key], key
+    assert found["reliability"]["checks"] == whole["reliability"]["checks"]
+
+
 def test_fsp_is_of_the_weights_before_training(tmp_path: Path) -> None:
     """Of given weights (no training) it is measured; of weights from scratch it means nothing."""
     from nni_robust.analysis import fsp_record

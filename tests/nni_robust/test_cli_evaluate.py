@@ -187,8 +187,6 @@ def test_a_folder_keeps_what_was_attacked(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--strengths", "0.1"], "--folder is not allowed with --strengths"),
-        (["--corruptions", "fog"], "--folder is not allowed with --corruptions"),
         (["--examples-from", "x"], "--folder is not allowed with --examples-from"),
         (["--save-examples", "./here"], "give two folders"),
     ],

@@ -60,6 +60,32 @@ def test_json_is_the_library(
             assert shown["passes"] == one.passes
 
 
+def test_a_folder_keeps_what_was_attacked(
+    networks: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--strengths", "0.03,0.1", "--attacks", "fgsm,pgd3", "--limit", "40", "--json"]
+    folder = tmp_path / "kept"
+    told = []
+    for more in ([], ["--folder", str(folder)], ["--folder", str(folder)]):
+        assert main(["evaluate", *networks, *argv, *more]) == 0
+        found = json.loads(capsys.readouterr().out)["networks"]
+        for one in (one for network in found.values() for one in network.values()):
+            del one["seconds"], one["reliability"]["seconds"]
+        told.append(found)
+        files = sorted(folder.rglob("attack-*.safetensors"))
+        times = [path.stat().st_mtime_ns for path in files]
+        told.append({"files": files, "times": times})
+    assert told[0] == told[2] == told[4]
+    assert told[3] == told[5]
+    assert len(told[3]["files"]) == 8  # two networks, attacks, strengths
+    argv[1] = "0.03,0.2"
+    assert main(["evaluate", *networks, *argv, "--folder", str(folder)]) == 2
+    assert "spectrum of fgsm with other settings" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["evaluate", "missing.yaml", *argv, "--folder", "file"]) == 2
+    assert "--folder 'file' cannot be written" in capsys.readouterr().err
+
+
 def test_table(networks: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--strengths", "4/255,0.1", "--attacks", "fgsm", "--limit", "20", "--norm", "l2"]
     assert main(["evaluate", networks[0], *argv]) == 0

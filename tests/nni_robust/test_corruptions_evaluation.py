@@ -192,6 +192,23 @@ def tiny(tmp_path: Path) -> str:
     return str(tmp_path / "tiny.yaml")
 
 
+def test_a_folder_of_the_command(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["evaluate", tiny, "--limit", "40", "--corruptions", "fog", "--json"]
+    folder = ["--folder", str(tmp_path / "kept")]
+    told = []
+    for more in ([], folder, folder):
+        assert main([*argv, *more]) == 0
+        told.append(json.loads(capsys.readouterr().out)["accuracy"])
+    assert told[0] == told[1] == told[2]
+    (path,) = (tmp_path / "kept").rglob("attack-*.safetensors")
+    assert main([*argv, *folder, "--seed", "1"]) == 2
+    assert "another network and another seed" in capsys.readouterr().err  # its weights are random
+    assert main(["evaluate", "missing.yaml", *argv[2:], "--folder", str(path)]) == 2
+    assert f"--folder '{path}' cannot be written" in capsys.readouterr().err
+
+
 def test_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["evaluate", tiny, "--limit", "40", "--seed", "3"]
     some = [*argv, "--corruptions", "fog,frost", "--severities", "1,4"]
