@@ -10,13 +10,15 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nni_robust._pictures import Batch, Progress, as_threat, batches, is_correct, placement
-from nni_robust.attacks import Attack, AttackSpec, attack_from_spec, undisturbed
+from nni_robust._pictures import Progress, as_threat, batches
+from nni_robust._transferring import Source, correct, placed
+from nni_robust.attacks import AttackSpec, attack_from_spec, undisturbed
 from nni_robust.errors import UserError
 from nni_robust.reliability import BLACK_BOX, AnswersMonitor, Check, Monitor, Reliability
 from nni_robust.threat import ThreatModel
@@ -110,6 +112,7 @@ def transfer_table(
     limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    folder: str | Path | None = None,
 ) -> TransferTable:
     """Attack each source and count what each target still classifies correctly.
 
@@ -138,11 +141,17 @@ def transfer_table(
         Of random starts.
     progress
         Called after each batch of each stage (``"clean"`` and the sources' names).
+    folder
+        Where to keep which target was right about which example, as in
+        :func:`nni_robust.evaluate`: the same call goes on after a kill and repeats at most one
+        batch of one source. Pictures and sources may be added later, and other targets, for which
+        the examples are crafted anew.
 
     Raises
     ------
     UserError
-        On no networks, unusable data, an unknown or targeted attack.
+        On no networks, unusable data, an unknown or targeted attack; a folder as in
+        :func:`nni_robust.evaluate`.
     NonFiniteOutput
         If a logit is NaN or infinite.
     """
@@ -155,66 +164,44 @@ def transfer_table(
             f"attack '{made.key}' is targeted; accuracy is measured with untargeted attacks"
         )
     n, clean = 0, dict.fromkeys(targets, 0)
-    correct = {target: dict.fromkeys(sources, 0) for target in targets}
+    still = {target: dict.fromkeys(sources, 0) for target in targets}
     crafting = {name: Monitor(network, [made], seed=seed) for name, network in sources.items()}
     answering = {name: AnswersMonitor(network, _ANSWERS) for name, network in targets.items()}
     with ExitStack() as stack:
+        kept: dict[str, Any] = {"seed": seed, "folder": folder, "stack": stack}
+        crafted = {
+            name: Source(name, network, targets, made, monitor=crafting[name], **kept)
+            for name, network in sources.items()
+        }
         for network in [*sources.values(), *targets.values()]:
             stack.enter_context(undisturbed(network))
         for batch in batches(next(iter(sources.values())), data, batch_size, None, limit):
             n += len(batch.y)
-            good = {t: _correct(network, batch, batch.x) for t, network in targets.items()}
+            asked = batch.x, batch.y, batch.largest_label
+            good = {t: correct(network, *asked) for t, network in targets.items()}
             for target, right in good.items():
                 clean[target] += int(right.sum())
-                answering[target].clean(*_placed(targets[target], batch.x, batch.y))
+                answering[target].clean(*placed(targets[target], batch.x, batch.y))
             for source, network in sources.items():
                 known = targets.get(source) is network
-                right = good[source] if known else _correct(network, batch, batch.x)
-                x, y = _placed(network, batch.x, batch.y)
+                right = good[source] if known else correct(network, *asked)
+                x, y = placed(network, batch.x, batch.y)
                 crafting[source].clean(x, y, right.to(y.device), batch.first, batch.total)
             batch.report(progress, "clean")
             # A picture that no target gets right tells nothing more.
             rows = torch.stack(list(good.values())).any(0).nonzero().flatten()
-            for source, network in sources.items():
-                adv = _examples(network, made, batch, rows, seed, crafting[source])
-                for target, right in good.items():
-                    still = right & _correct(targets[target], batch, adv)
-                    correct[target][source] += int(still.sum())
+            for source, one in crafted.items():
+                for target, right in one.still_right(batch, rows).items():
+                    still[target][source] += int((good[target][rows] & right).sum())
                 batch.report(progress, source)
         columns = {
             name: monitor.finish([], batch_size=batch_size) for name, monitor in crafting.items()
         }
         rows_checked = {name: monitor.finish() for name, monitor in answering.items()}
-    accuracy = {t: {s: count / n for s, count in row.items()} for t, row in correct.items()}
+    accuracy = {t: {s: count / n for s, count in row.items()} for t, row in still.items()}
     checked = {
         target: found.replaced([_black_box(accuracy[target], target, n)])
         for target, found in rows_checked.items()
     }
     shares = {target: count / n for target, count in clean.items()}
     return TransferTable(made.key, n, shares, accuracy, columns, checked)
-
-
-def _placed(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures and labels where a network is, in its type."""
-    place, dtype = placement(network, None)
-    return x.to(place, dtype or x.dtype), y.to(place)
-
-
-def _correct(network: nn.Module, batch: Batch, x: Tensor) -> Tensor:
-    """(N,), bool, where the batch is: pictures `x` for which the network gives its labels."""
-    right = is_correct(network, *_placed(network, x, batch.y), batch.largest_label)
-    return right.to(batch.y.device)
-
-
-def _examples(
-    network: nn.Module, attack: Attack, batch: Batch, rows: Tensor, seed: int, monitor: Monitor
-) -> Tensor:
-    """The batch with attacked pictures in some rows."""
-    if len(rows) == 0:
-        return batch.x
-    x, y = _placed(network, batch.x[rows], batch.y[rows])
-    found = attack(network, x, y, seed=seed, index=rows + batch.first)
-    monitor.attacked(attack, x, found, y, is_correct(network, found, y))
-    adv = batch.x.clone()
-    adv[rows] = found.to(adv)
-    return adv

@@ -15,6 +15,7 @@ from nni_robust.cli._arguments import (
     positive,
     set_threads,
     threat_of,
+    writable_folder,
 )
 from nni_robust.cli._console import print_json, print_table, progress, say
 from nni_robust.errors import UserError
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)"
     )
     parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="keep there, batch by batch, what came of each source's examples; the same command "
+        "goes on after a kill",
+    )
+    parser.add_argument(
         "--device", default="auto", metavar="D", help="auto (default), cpu, cuda, cuda:1, …"
     )
     add_threads(parser)
@@ -78,6 +85,8 @@ def execute(args: argparse.Namespace) -> int:
     for key, names in (("ARCH", targets), ("--sources", sources)):
         if len(set(names)) < len(names):
             raise UserError(f"{key}: {', '.join(names)} names a network twice")
+    if args.folder is not None:
+        writable_folder(args.folder, "--folder")
     architectures = {name: load_architecture(name) for name in [*targets, *sources]}
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation
@@ -106,6 +115,7 @@ def execute(args: argparse.Namespace) -> int:
                 limit=args.limit,
                 seed=args.seed,
                 progress=report,
+                folder=args.folder,
             )
         except NonFiniteOutput as e:
             raise UserError(f"{e}, so no accuracy can be measured") from None

@@ -71,6 +71,22 @@ def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixt
     ]
 
 
+def test_a_folder_keeps_what_was_attacked(
+    networks: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["transfer", *networks, *COMMON, "--json", "--batch-size", "32"]
+    told = []
+    for more in ([], ["--folder", "kept"], ["--folder", "kept"]):
+        assert main([*argv, *more]) == 0
+        told.append(json.loads(capsys.readouterr().out)["accuracy"])
+        told.append([p.stat().st_mtime_ns for p in sorted(Path("kept").rglob("attack-*"))])
+    assert told[0] == told[2] == told[4]
+    assert told[3] == told[5]
+    assert len(told[3]) == 2 * 2 * 3  # sources, batches; on itself and two targets
+    assert main([*argv[:-1], "16", "--folder", "kept", "--eps", "0.03"]) == 2
+    assert "another threat" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

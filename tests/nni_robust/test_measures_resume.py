@@ -22,6 +22,7 @@ from nni_robust.curves import eps_curve, steps_curve
 from nni_robust.errors import DamageWarning, UserError
 from nni_robust.evaluation import evaluate
 from nni_robust.spectrum import Passes, count_passes, evaluate_spectrum
+from nni_robust.transfer import transfer_table
 
 N, STRENGTHS = 36, (0.01, 0.0, 0.03, 0.02)
 AUTOATTACK = {"name": "autoattack-light", "steps": 3, "targets": 2}
@@ -83,7 +84,14 @@ def corrupted(net: nn.Module, data: Any, **more: Any) -> Any:
     return evaluate_corruptions(net, data, names, more.pop("severities", [2, 5]), **more)
 
 
-MEASURES = [spectrum, cold, autoattack, by_eps, by_steps, corrupted]
+def transferred(net: nn.Module, data: Any, **more: Any) -> Any:
+    sources = {"a": net, "b": conv_net(7)}
+    targets = {"a": net, "c": more.pop("c", None) or conv_net(8)}
+    threat = more.pop("threat", {"eps": 0.1})
+    return transfer_table(sources, targets, data, more.pop("attack", "pgd5"), threat=threat, **more)
+
+
+MEASURES = [spectrum, cold, autoattack, by_eps, by_steps, corrupted, transferred]
 
 
 _PASSES = ("passes", "forwards")
@@ -262,7 +270,7 @@ def test_something_else_is_refused(tmp_path: Path, measure: Measure) -> None:
     whole = figures(run(measure, tmp_path))
     x, y = pictures()
     for change, told in (
-        ({"net": conv_net(seed=1)}, "another network; give another folder"),
+        ({"net": conv_net(seed=1)}, "another network"),
         ({"seed": 4}, "another seed; give another folder"),
         ({"data": (x.flip(0), y.flip(0))}, "other pictures; give another folder"),
     ):
@@ -279,6 +287,8 @@ def test_something_else_is_refused(tmp_path: Path, measure: Measure) -> None:
         (spectrum, {"attack": {"name": "pgd", "steps": 4, "restarts": 2, "step_size": 0.01}}),
         (by_steps, {"attack": {"name": "pgd", "label": "mine", "step_size": 0.001}}),
         (corrupted, {"scale": "imagenet"}),
+        (transferred, {"attack": {"name": "pgd", "steps": 5, "step_size": 0.01}}),
+        (transferred, {"c": conv_net(9)}),
     ],
 )
 def test_other_settings_are_refused(
@@ -320,7 +330,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, 6, -1])
 @pytest.mark.parametrize("damage", [halve, flip])
-@pytest.mark.parametrize("measure", [spectrum, by_steps, corrupted])
+@pytest.mark.parametrize("measure", [spectrum, by_steps, corrupted, transferred])
 def test_damaged_files_are_set_aside(
     tmp_path: Path, measure: Measure, damage: Callable[[Path], None], place: int
 ) -> None:
