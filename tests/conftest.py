@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import zlib
 
 import hypothesis
@@ -15,6 +16,9 @@ import torch
 # Two threads of several processes on two cores wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a failure on one machine is a failure on all. Time limits per
 # example would only measure how busy the machine is.
