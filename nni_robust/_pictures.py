@@ -118,16 +118,14 @@ def _resumed(
     """
     x, y, index = batch
     pictures = pictures or in_half(x)
-    known = progress.known(0, torch.arange(len(y), device=y.device), pictures=pictures)
-    rows = known.tried.logical_not().nonzero().flatten()
-    if len(rows):
+
+    def attacked(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         clean, labels = x[rows], y[rows]
         adv = attack(model, clean, labels, seed=seed, index=index[rows])
         broken = is_correct(model, adv, labels).logical_not()
-        outside = outside_ball(attack, clean, adv)
-        kept = broken if pictures else torch.zeros_like(broken)
-        progress.add(0, rows, adv, broken, kept=kept, outside=outside)
-        known.adv[rows], known.broken[rows], known.outside[rows] = adv, broken, outside
+        return adv, broken, outside_ball(attack, clean, adv)
+
+    known = progress.completed(attacked, pictures=pictures)
     return known.adv, known.broken, known.outside
 
 

@@ -86,6 +86,17 @@ class EvaluationFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def add(self, parts: Mapping[str, str]) -> None:
+        """Further parts, with their settings.
+
+        Raises
+        ------
+        UserError
+            If the folder holds them with others.
+        """
+        self.parts |= parts
+        self._check(None)
+
     def place(self, name: str) -> Path:
         """Where a part's files are."""
         return self.folder / place_name(name)

@@ -222,7 +222,7 @@ def evaluate(
             raise UserError(f"precision: {precision!r} is not allowed; float32 or bf16 is")
         made = [attack.in_precision(precision) for attack in made]
     with ExitStack() as stack:
-        suite = None
+        home = suite = None
         if folder is not None:
             parts = {attack.key: attack_text(attack) for attack in made}
             home = stack.enter_context(EvaluationFolder(folder, model, parts, seed, ball))
@@ -231,7 +231,7 @@ def evaluate(
         clean: list[Tensor] = []
         correct: dict[str, list[Tensor]] = {attack.key: [] for attack in made}
         seconds = dict.fromkeys(correct, 0.0)
-        monitor = Monitor(model, made, seed=seed, thorough=thorough)
+        monitor = Monitor(model, made, seed=seed, thorough=thorough, home=home)
         names = getattr(data, "class_names", ())
         keeper = None if keep is None else Keeper(model, keep, seed=seed, classes=names)
         stack.enter_context(undisturbed(model))

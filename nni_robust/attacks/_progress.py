@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,6 +214,30 @@ class BatchProgress:
         for place, found in values.items():
             numbers[place] = torch.tensor(found, dtype=torch.float64)
         return Known(adv, broken, outside, tried, kept, numbers)
+
+    def completed(
+        self,
+        attack: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+        *,
+        pictures: bool,
+    ) -> Known:
+        """What is known of the whole batch under one attack, once it has had what was missing.
+
+        Parameters
+        ----------
+        attack
+            From places in the batch to adversarial pictures, which of them are broken, and which
+            are outside of ball or box; that is written down.
+        pictures
+            Broken pictures are needed, and kept.
+        """
+        known = self.known(0, torch.arange(len(self._x), device=self._x.device), pictures=pictures)
+        rows = known.tried.logical_not().nonzero().flatten()
+        if len(rows):
+            adv, broken, outside = attack(rows)
+            self.add(0, rows, adv, broken, kept=broken if pictures else None, outside=outside)
+            known.adv[rows], known.broken[rows], known.outside[rows] = adv, broken, outside
+        return known
 
     def add(
         self,

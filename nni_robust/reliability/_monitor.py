@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from nni_robust._resuming import EvaluationFolder
 from nni_robust.attacks import Attack
 from nni_robust.reliability._attacks import attack_mode, broken_alone, few_classes
 from nni_robust.reliability._checks import CHECKS, Check, Reliability, not_run
@@ -38,13 +39,21 @@ class Monitor:
         Of the evaluation's random starts.
     thorough
         Also run the checks that cost more attacks, on the first 256 pictures.
+    home
+        Where those keep what they found, to go on after a kill; None keeps nothing.
     """
 
     def __init__(
-        self, model: nn.Module, attacks: Sequence[Attack], *, seed: int, thorough: bool = False
+        self,
+        model: nn.Module,
+        attacks: Sequence[Attack],
+        *,
+        seed: int,
+        thorough: bool = False,
+        home: EvaluationFolder | None = None,
     ) -> None:
         self.model, self.attacks, self.seed = model, list(attacks), seed
-        self.thorough, self.seconds = thorough, 0.0
+        self.thorough, self.home, self.seconds = thorough, home, 0.0
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._have, self._size = 0, 0
         self._probe: NetworkProbe | None = None
@@ -134,6 +143,7 @@ class Monitor:
                     [] if nested else outcomes,
                     seed=self.seed,
                     batch_size=batch_size,
+                    home=self.home,
                 )
                 found |= self._named(*more)
             unknown = {"training-collapse": "how the network was trained is not known here"}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nni_robust._resuming import EvaluationFolder, SuiteProgress, attack_text
 from nni_robust.attacks import Attack, Victim
 from nni_robust.attacks.gradient import PGD
 from nni_robust.reliability._checks import Check, failed, not_run, passed
+from nni_robust.reliability._examples import outside_ball
 from nni_robust.reliability._results import (
     LARGE_EPS,
     MORE,
@@ -46,6 +49,7 @@ def thorough_checks(
     *,
     seed: int,
     batch_size: int,
+    home: EvaluationFolder | None = None,
 ) -> list[Check]:
     """Attack a sample further.
 
@@ -63,22 +67,23 @@ def thorough_checks(
         Of random starts; that of the evaluation, so that longer attacks pass through shorter ones.
     batch_size
         Pictures in memory at a time.
+    home
+        Where to keep what was found; None keeps nothing.
     """
+    run = _Run(model, sample, seed, batch_size, home)
     norm = attacks[0].threat.norm
     eps = LARGE_EPS if norm == "linf" else LARGE_EPS * math.sqrt(sample.x[0].numel())
     large = PGD(ThreatModel(norm, eps), steps=_STEPS, early_stop=True)
-    left = _left(model, large, sample, sample.right, seed, batch_size)
+    left = run.left("a very large eps", large, sample.right)
     return [
         large_eps_check(int(left.sum()), len(sample.y), large.key),
-        _more_steps(model, sample, outcomes, seed, batch_size),
+        _more_steps(run, outcomes),
     ]
 
 
-def _more_steps(
-    model: nn.Module, sample: Sample, outcomes: Sequence[Outcome], seed: int, batch_size: int
-) -> Check:
+def _more_steps(run: _Run, outcomes: Sequence[Outcome]) -> Check:
     """What gradient attacks still break with twice the steps, of what withstood them."""
-    m, worst = len(sample.y), (0, "", "")
+    m, worst = len(run.sample.y), (0, "", "")
     ran = False
     ours = [o.attack for o in outcomes if isinstance(o.attack, PGD)]
     for outcome in outcomes:
@@ -89,8 +94,8 @@ def _more_steps(
             continue  # only the longest of several counts
         ran = True
         doubled = _doubled(attack)
-        withstood = outcome.correct[:m].to(sample.y.device)
-        still = _left(model, doubled, sample, withstood, seed, batch_size)
+        withstood = outcome.correct[:m].to(run.sample.y.device)
+        still = run.left(f"twice the steps of {attack.key}", doubled, withstood)
         broken = int(withstood.sum()) - int(still.sum())
         worst = max(worst, (broken, attack.key, doubled.key))
     if not ran:
@@ -113,15 +118,40 @@ def _doubled(attack: PGD) -> PGD:
     return type(attack)(attack.threat, **settings)
 
 
-def _left(
-    model: nn.Module, attack: Attack, sample: Sample, rows: Tensor, seed: int, batch_size: int
-) -> Tensor:
-    """(M,), bool: which of some pictures an attack leaves right."""
-    left = rows.clone()
-    victim = Victim(model, sample.x.dtype)
-    for part in torch.split(rows.nonzero().flatten(), batch_size):
-        y = sample.y[part]
-        adv = attack(model, sample.x[part], y, seed=seed, index=sample.index[part])
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Runs attacks on a sample; see :func:`thorough_checks`."""
+
+    model: nn.Module
+    sample: Sample
+    seed: int
+    batch_size: int
+    home: EvaluationFolder | None
+
+    def left(self, name: str, attack: Attack, rows: Tensor) -> Tensor:
+        """(M,), bool: which of some pictures an attack, called `name`, leaves right."""
+        suite = None
+        if self.home is not None:
+            self.home.add({name: attack_text(attack)})
+            suite = SuiteProgress(self.home, [name], [attack])
+        left = rows.clone()
+        for part in torch.split(rows.nonzero().flatten(), self.batch_size):
+            x, y, index = self.sample.x[part], self.sample.y[part], self.sample.index[part]
+            found = functools.partial(self._attacked, attack, x, y, index)
+            progress = None if suite is None else suite.batch(attack, x, y, index)
+            if progress is None:
+                broken = found(torch.arange(len(y), device=y.device))[1]
+            else:
+                broken = progress.completed(found, pictures=False).broken
+            left[part] = broken.logical_not()
+        return left
+
+    def _attacked(
+        self, attack: Attack, x: Tensor, y: Tensor, index: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Some rows after an attack, which are broken, and which outside of ball or box."""
+        clean, labels = x[rows], y[rows]
+        adv = attack(self.model, clean, labels, seed=self.seed, index=index[rows])
         with torch.no_grad():
-            left[part] = victim(adv).argmax(1) == y
-    return left
+            broken = Victim(self.model, self.sample.x.dtype)(adv).argmax(1) != labels
+        return adv, broken, outside_ball(attack, clean, adv)

@@ -43,8 +43,8 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, largest_label: int = -1) -> tu
 
 def open_folder(
     stack: ExitStack, folder: str | Path, model: nn.Module, rungs: list[Rung], seed: int
-) -> tuple[list[Rung], ProgressFolder | None]:
-    """The rungs to run in a folder that `stack` locks, and what is known of them.
+) -> tuple[EvaluationFolder, list[Rung], ProgressFolder | None]:
+    """A folder that `stack` locks, the rungs to run there, and what is known of them.
 
     Attacks that keep what they find by themselves do so there, and nothing else is kept of them.
 
@@ -63,7 +63,7 @@ def open_folder(
         rung if attack is None else dataclasses.replace(rung, attack=attack)
         for rung, attack in zip(rungs, own, strict=True)
     ]
-    return made, home.part(name) if own[0] is None else None
+    return home, made, home.part(name) if own[0] is None else None
 
 
 class Climb:

@@ -210,10 +210,11 @@ def evaluate_spectrum(
     survivors, losses = [0] * len(rungs), [0.0] * len(rungs)
     earlier = torch.zeros(2, dtype=torch.float64)
     with ExitStack() as stack:
-        kept = None
+        home = kept = None
         if folder is not None:
-            rungs, kept = open_folder(stack, folder, model, rungs, seed)
-        monitor = Monitor(model, [rung.attack for rung in rungs], seed=seed, thorough=thorough)
+            home, rungs, kept = open_folder(stack, folder, model, rungs, seed)
+        attacks = [rung.attack for rung in rungs]
+        monitor = Monitor(model, attacks, seed=seed, thorough=thorough, home=home)
         stack.enter_context(undisturbed(model))
         passes = stack.enter_context(count_passes(model))
         for batch in batches(model, data, batch_size, device, limit):

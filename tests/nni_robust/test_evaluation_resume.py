@@ -162,6 +162,23 @@ def test_more_attacks_and_pictures_later(tmp_path: Path) -> None:
     assert rest.equivalent < everything.equivalent
 
 
+def test_thorough_checks_are_kept_too(tmp_path: Path) -> None:
+    """Under labels of the caller's that tell nothing of the attacks, too."""
+    specs = [
+        {"name": "pgd4", "label": "one"},
+        {"name": "pgd4", "label": "other", "step_size": 0.001},
+        {"name": "autoattack-light", "steps": 4},
+    ]
+    whole = run(None, specs=specs, thorough=True)
+    assert whole.reliability["more-steps"].status != "not run"
+    run(tmp_path, specs=specs)
+    same(run(tmp_path, specs=specs, thorough=True), whole)
+    net = conv_net()
+    with count_passes(net) as again:
+        same(run(tmp_path, specs=specs, thorough=True, net=net), whole)
+    assert again.backward <= 16
+
+
 class Cheat(Attack):
     """Leaves the ball on some pictures that resist it all the same."""
 

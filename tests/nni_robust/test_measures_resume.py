@@ -210,6 +210,14 @@ def test_one_folder_for_all(tmp_path: Path) -> None:
         evaluate(conv_net(), (x, y), "pgd5", threat={"eps": 0.02}, seed=3, folder=tmp_path)
 
 
+def test_thorough_checks(tmp_path: Path) -> None:
+    whole = run(spectrum, None, thorough=True)
+    assert whole.reliability["large-eps"].status != "not run"
+    for _ in range(2):
+        assert figures(run(spectrum, tmp_path, thorough=True)) == figures(whole)
+    assert counted(spectrum, tmp_path, thorough=True).backward <= 16
+
+
 def test_half_precision(tmp_path: Path) -> None:
     more: dict[str, Any] = {"net": conv_net().to(torch.bfloat16), "attack": "pgd4"}
     whole = run(spectrum, None, **dict(more))
