@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 from nni_robust.attacks import Attack, attack
@@ -58,6 +59,33 @@ def failing(tmp_path: Path) -> Callable[[type], set[str]]:
         return outcomes.failed
 
     return run
+
+
+@pytest.fixture
+def write_tiny() -> Callable[..., str]:
+    """Write the file of a RobNet whose forward pass takes milliseconds; the path."""
+
+    def write(path: Path, code: str = "33123210120232") -> str:
+        fields = {
+            "format": "nni-robust/architecture/1",
+            "name": "tiny",
+            "space": "robnet",
+            "space_args": {"init_channels": 4, "cells": 3},
+            "code": code,
+            "num_classes": 10,
+            "input_shape": [3, 8, 8],
+            "provenance": {"kind": "found", "source": "written by hand"},
+        }
+        path.write_text(yaml.safe_dump(fields))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, write_tiny: Callable[..., str]) -> str:
+    """The path of such a file."""
+    return write_tiny(tmp_path / "tiny.yaml")
 
 
 # --- networks on digits, for the reliability checks ----------------------------------------------

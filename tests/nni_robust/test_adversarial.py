@@ -339,17 +339,6 @@ def test_other_files_are_refused(tmp_path: Path, model: nn.Module, data: Any) ->
 
 # --- the command line ----------------------------------------------------------------------------
 
-TINY = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "33123210120232"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
-
 
 def spread(network: nn.Module) -> nn.Module:
     """Untrained, but its answers are of several classes and easily changed."""
@@ -361,13 +350,12 @@ def spread(network: nn.Module) -> nn.Module:
 
 
 def test_a_second_user_verifies_without_attacking(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arch, folder = tmp_path / "tiny.yaml", tmp_path / "examples"
-    arch.write_text(TINY)
+    folder = tmp_path / "examples"
     weights = tmp_path / "weights.safetensors"
-    save_weights(spread(load_architecture(str(arch)).build(10)), weights)
-    network = [str(arch), "--weights", str(weights)]
+    save_weights(spread(load_architecture(tiny).build(10)), weights)
+    network = [tiny, "--weights", str(weights)]
     argv = ["evaluate", *network, "--limit", "200", "--attacks", "fgsm,pgd3", "--eps", "0.2"]
     saving = [*argv, "--save-examples", str(folder), "--examples", "4"]
     assert main([*saving, "--json"]) == 0
@@ -386,7 +374,7 @@ def test_a_second_user_verifies_without_attacking(
     again = ["evaluate", *network, "--examples-from", str(folder)]
     assert main(again) == 0
     assert "verified: every example holds" in capsys.readouterr().out
-    assert main(["evaluate", str(arch), *again[-2:], "--json"]) == 1  # fresh weights
+    assert main(["evaluate", tiny, *again[-2:], "--json"]) == 1  # fresh weights
     answer = json.loads(capsys.readouterr().out)
     assert answer["holds"] is False
     assert all(not one["same_network"] for one in answer["files"].values())
@@ -397,13 +385,12 @@ def test_a_second_user_verifies_without_attacking(
 
 
 def test_files_without_an_example_are_no_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arch, folder = tmp_path / "tiny.yaml", tmp_path / "examples"
-    arch.write_text(TINY)
+    folder = tmp_path / "examples"
     weights = tmp_path / "weights.safetensors"
-    save_weights(spread(load_architecture(str(arch)).build(10)), weights)
-    network = ["evaluate", str(arch), "--weights", str(weights)]
+    save_weights(spread(load_architecture(tiny).build(10)), weights)
+    network = ["evaluate", tiny, "--weights", str(weights)]
     argv = [*network, "--limit", "20", "--attacks", "fgsm", "--eps", "0"]  # breaks nothing
     assert main([*argv, "--save-examples", str(folder)]) == 0
     capsys.readouterr()

@@ -13,17 +13,6 @@ import torch
 from nni_robust import load_architecture
 from nni_robust.cli import main
 
-ARCHITECTURE = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "33123210120232"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
-
 
 def checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch, outputs: int = 10) -> torch.nn.Module:
     """Write what main.py of gmh14/RobNets saves, with a class that is not there any more."""
@@ -43,9 +32,8 @@ def checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch, outputs: int = 10) -
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
     return tmp_path
 
 

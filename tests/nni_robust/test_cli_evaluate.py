@@ -14,24 +14,6 @@ from nni_robust.cli import main
 from nni_robust.data import load_dataset
 from nni_robust.training import save_weights
 
-TINY = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "33123210120232"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return str(path)
-
 
 def evaluated(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert main(["evaluate", *argv, "--json"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,14 @@ from nni_robust.cli import main
 from nni_robust.data import load_dataset
 from nni_robust.spectrum import evaluate_spectrum
 
-TINY = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "%s"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
-
 
 @pytest.fixture
-def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def networks(
+    write_tiny: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
     monkeypatch.chdir(tmp_path)
-    for name, code in (("a.yaml", "33123210120232"), ("b.yaml", "00000000000000")):
-        (tmp_path / name).write_text(TINY % code)
+    write_tiny(tmp_path / "a.yaml")
+    write_tiny(tmp_path / "b.yaml", "00000000000000")
     return "a.yaml", "b.yaml"
 
 

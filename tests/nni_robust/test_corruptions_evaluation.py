@@ -174,23 +174,6 @@ def test_non_finite_output_is_an_error(data: Any) -> None:
 
 # --- the command line ----------------------------------------------------------------------------
 
-TINY = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "33123210120232"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return str(tmp_path / "tiny.yaml")
-
 
 def test_a_folder_of_the_command(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
