@@ -69,7 +69,14 @@ CASES: dict[str, dict[str, Any]] = {
         "space": ROBNET,
         "strategy": {"name": "robust-one-shot", "candidates": 3, "supernet": TRAIN},
         "evaluator": SCORER,
-        "final": {"train": TRAIN, "attacks": ["fgsm"], "eps_factors": [0, 1], "rivals": []},
+        "final": {
+            "train": TRAIN,
+            "attacks": ["fgsm"],
+            "eps_factors": [0, 1],
+            "steps": [1, 3],
+            "corruptions": ["contrast", "pixelate"],
+            "rivals": [],
+        },
     },
     "rl-compressor": {
         **TABLE,
@@ -105,7 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
             "measure": {"steps": 1, "pictures": 24, "recalibrate_batches": 1},
             "supernet": {k: v for k, v in TRAIN.items() if k != "epochs"},
         },
-        "evaluator": SCORER,
+        "evaluator": {**SCORER, "attacks": ["pgd3"], "strengths": [0.05, 0.1, 0.15]},
     },
 }
 
