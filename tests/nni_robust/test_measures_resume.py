@@ -231,13 +231,14 @@ def test_half_precision(tmp_path: Path) -> None:
 # --- SIGKILL -------------------------------------------------------------------------------------
 
 WORKER = """
-import importlib.util, json, sys
+import importlib.util, json, sys, time
 spec = importlib.util.spec_from_file_location("the_test", {test!r})
 the_test = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(the_test)
 net = the_test.conv_net()
 
 def told(module, inputs, output):
+    time.sleep(0.005)  # so that the kill comes before the end
     with open({log!r}, "a") as f:
         f.write(f"{{len(output)}}\\n")
 
