@@ -197,3 +197,16 @@ def test_no_whole_checkpoint_is_told_and_nothing_begins_anew(
         pytest.raises(UserError, match=r"no checkpoint in .* is readable; delete the folder"),
     ):
         _checkpoint.load_newest(tmp_path)
+
+
+def test_what_kills_left_half_written_is_removed(finished: tuple[str, Path]) -> None:
+    file, run = finished
+    (run / "policy" / "deep").mkdir(parents=True)
+    (key,) = list(run.glob("store/*/record.json"))[:1]
+    of_others = key.with_name(".model.safetensors.1.tmp")  # of a trial that may still write it
+    left = [run / ".best.yaml.1.tmp", run / "policy/.a.1.tmp", run / "policy/deep/.b.1.tmp"]
+    for path in (of_others, *left):
+        path.write_text("half")
+    run_experiment(file, out="run", resume=True, html=False, report=lambda line: None)
+    assert not [path for path in left if path.exists()]
+    assert of_others.exists()
