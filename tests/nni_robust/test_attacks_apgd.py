@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from small_networks import conv_net, labelled
 from torch import Tensor, nn
 
 from nni_robust.attacks import Victim, attack
@@ -19,30 +20,6 @@ from nni_robust.attacks.apgd import checkpoints, targeted_dlr
 from nni_robust.errors import UserError
 from nni_robust.spectrum import count_passes
 from nni_robust.threat import ThreatModel
-
-
-def conv_net(classes: int = 5, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.Tanh(),
-            nn.Conv2d(6, 6, 3, stride=2),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(6 * 3 * 3, classes),
-        )
-        with torch.no_grad():  # centred and spread logits: all classes occur
-            net[-1].bias -= net(torch.rand(64, 3, 8, 8)).mean(0)
-            net[-1].weight *= 8
-    return net
-
-
-def pictures(net: nn.Module, n: int = 40, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        return x, net(x).argmax(1)
-
 
 # --- the schedule --------------------------------------------------------------------------------
 
@@ -120,7 +97,7 @@ def plain_apgd(net: nn.Module, x: Tensor, y: int, start: Tensor, eps: float, ste
 
 def test_iterates_equal_a_plain_loop() -> None:
     net = conv_net().double()
-    x, y = pictures(conv_net(), 6)
+    x, y = labelled(conv_net(), 6)
     x, eps = x.double(), 0.004
     adv = attack("apgd-ce40", eps=eps)(net, x, y, seed=5)
     start = ball_around(x, ThreatModel("linf", eps)).random_start(Noise(5, torch.arange(6)), 0)
@@ -173,7 +150,7 @@ def test_linear_network_in_closed_form(name: str, classes: int, norm: Any) -> No
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_as_strong_as_torchattacks(loss: str, norm: Any) -> None:
     net = conv_net()
-    x, y = pictures(net, 80)
+    x, y = labelled(net, 80)
     eps = 0.015 if norm == "linf" else 0.15
     theirs = torchattacks.APGD(
         net, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=50, loss=loss, seed=0
@@ -186,7 +163,7 @@ def test_as_strong_as_torchattacks(loss: str, norm: Any) -> None:
 
 def test_targets_are_the_likeliest_wrong_classes() -> None:
     net = conv_net()
-    x, y = pictures(net, 10)
+    x, y = labelled(net, 10)
     y = torch.where(torch.arange(10) == 3, (y + 1) % 5, y)  # one is misclassified already
     ball = ball_around(x, ThreatModel("linf", 0.1))
     left = Survivors(Victim(net, torch.float32), y, ball, Noise(0, torch.arange(10)))
@@ -200,7 +177,7 @@ def test_targets_are_the_likeliest_wrong_classes() -> None:
 @pytest.mark.parametrize(("targets", "runs"), [(1, 1), (3, 3), (4, 4), (9, 4)])
 def test_as_many_targets_as_there_are(targets: int, runs: int) -> None:
     net = conv_net()
-    x, y = pictures(net, 10)
+    x, y = labelled(net, 10)
     with count_passes(net) as passes:
         adv = attack("apgd-t2", eps=1e-5, targets=targets)(net, x, y, seed=0)
     assert bool((net(adv).argmax(1) == y).all())
@@ -209,7 +186,7 @@ def test_as_many_targets_as_there_are(targets: int, runs: int) -> None:
 
 def test_broken_pictures_leave() -> None:
     net = conv_net()
-    x, y = pictures(net)
+    x, y = labelled(net)
     with count_passes(net) as passes:
         attack("apgd-ce100", eps=0.5)(net, x, y, seed=0)
     assert passes.backward < 20 * len(x)
@@ -217,7 +194,7 @@ def test_broken_pictures_leave() -> None:
 
 def test_restarts_and_averages() -> None:
     net = conv_net()
-    x, y = pictures(net)
+    x, y = labelled(net)
     counts = [
         int((net(attack("apgd-ce3", eps=0.03, restarts=r)(net, x, y, seed=0)).argmax(1) != y).sum())
         for r in (1, 5)
@@ -263,7 +240,7 @@ def test_bad_settings(name: str, settings: Any, says: str) -> None:
 
 def test_dlr_needs_three_classes() -> None:
     net = conv_net(classes=2)
-    x, y = pictures(net, 4)
+    x, y = labelled(net, 4)
     with pytest.raises(UserError, match="at least 3 classes"):
         attack("apgd-dlr5")(net, x, y)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from small_networks import conv_net, labelled
 from torch import Tensor, nn
 
 from nni_robust.attacks import attack
@@ -20,30 +21,6 @@ from nni_robust.evaluation import evaluate
 from nni_robust.spectrum import count_passes
 
 SMALL = {"steps": 6, "targets": 3, "queries": 40}
-N = 40
-
-
-def conv_net(classes: int = 5, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.Tanh(),
-            nn.Conv2d(6, 6, 3, stride=2),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(6 * 3 * 3, classes),
-        )
-        with torch.no_grad():  # centred and spread logits: all classes occur
-            net[-1].bias -= net(torch.rand(64, 3, 8, 8)).mean(0)
-            net[-1].weight *= 8
-    return net
-
-
-def pictures(net: nn.Module, n: int = N) -> tuple[Tensor, Tensor]:
-    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return x, net(x).argmax(1)
 
 
 def resists(net: nn.Module, adv: Tensor, y: Tensor) -> Tensor:
@@ -89,20 +66,20 @@ def test_rand_and_light() -> None:
 def test_it_breaks_exactly_what_any_part_breaks(norm: Any) -> None:
     """A part's result does not depend on the batch, so alone it does what it does in the row."""
     net = conv_net()
-    x, y = pictures(net)
+    x, y = labelled(net)
     eps = 0.01 if norm == "linf" else 0.1
     made = attack("autoattack", eps=eps, norm=norm, **SMALL)
     assert isinstance(made, AutoAttack)
     alone = [resists(net, part(net, x, y, seed=4), y) for part in made.parts]
     together = resists(net, made(net, x, y, seed=4), y)
     assert torch.equal(together, torch.stack(alone).all(0))
-    assert 0 < int(together.sum()) < N
+    assert 0 < int(together.sum()) < len(y)
     assert len({int(r.sum()) for r in alone}) > 1
 
 
 def test_each_part_gets_what_resisted_those_before() -> None:
     net = conv_net()
-    x, y = pictures(net)
+    x, y = labelled(net)
     made = attack("autoattack", eps=0.3, **SMALL)
     assert isinstance(made, AutoAttack)
     assert int(resists(net, made(net, x, y, seed=0), y).sum()) == 0
@@ -115,7 +92,7 @@ def test_each_part_gets_what_resisted_those_before() -> None:
 
 def test_light_breaks_no_more_than_the_same_in_full() -> None:
     net = conv_net()
-    x, y = pictures(net)
+    x, y = labelled(net)
     light = resists(net, attack("autoattack-light6", eps=0.01)(net, x, y, seed=0), y)
     full = resists(net, attack("autoattack", eps=0.01, **SMALL)(net, x, y, seed=0), y)
     assert not bool((full & ~light).any())
@@ -124,25 +101,25 @@ def test_light_breaks_no_more_than_the_same_in_full() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes(classes: int) -> None:
     net = conv_net(classes)
-    x, y = pictures(net)
+    x, y = labelled(net)
     pgd = resists(net, attack("pgd20", eps=0.02)(net, x, y, seed=0), y)
     for name, settings in (("autoattack", SMALL), ("autoattack-light", {})):
         kept = resists(net, attack(name, eps=0.02, **settings)(net, x, y, seed=0), y)
-        assert int(kept.sum()) <= int(pgd.sum()) < N
+        assert int(kept.sum()) <= int(pgd.sum()) < len(y)
 
 
 def test_evaluate() -> None:
     net = conv_net()
     result = evaluate(
         net,
-        pictures(net),
+        labelled(net),
         ["pgd5", {"name": "autoattack", **SMALL}],
         threat={"norm": "linf", "eps": 0.01},
         batch_size=7,
     )
     other = evaluate(
         net,
-        pictures(net),
+        labelled(net),
         {"name": "autoattack", "label": "mine", **SMALL},
         threat={"norm": "linf", "eps": 0.01},
     )
@@ -190,7 +167,7 @@ def measure(net: nn.Module, folder: Path | None, batch_size: int, seed: int = 3)
     if folder is not None:
         spec["folder"] = str(folder)
     threat = {"norm": "linf", "eps": 0.01}
-    data = pictures(conv_net())
+    data = labelled(conv_net())
     result = evaluate(net, data, spec, threat=threat, batch_size=batch_size, seed=seed)
     return result.attacks["aa@0.01"].correct
 
@@ -212,10 +189,10 @@ def test_goes_on_after_a_crash(tmp_path: Path, calls: int) -> None:
     assert (kept > 0) == (calls > 3)
     # Once more: nothing is attacked.
     made = attack("autoattack", eps=0.01, folder=str(tmp_path), **SMALL)
-    x, y = pictures(net)
+    x, y = labelled(net)
     with count_passes(net) as again:
         adv = made(net, x, y, seed=3)
-    assert (again.backward, again.forward) == (0, N)
+    assert (again.backward, again.forward) == (0, len(y))
     assert torch.equal(resists(net, adv, y), expected)
     assert all(path.suffix == ".safetensors" for path in tmp_path.iterdir())
 
@@ -231,7 +208,7 @@ def test_goes_on_with_other_batches(tmp_path: Path) -> None:
 def test_what_was_found_lies_in_the_folder(tmp_path: Path) -> None:
     net = conv_net()
     resisting = measure(net, tmp_path, 16)
-    x, y = pictures(net)
+    x, y = labelled(net)
     broken: set[int] = set()
     for path in tmp_path.iterdir():
         with safe_open(path, framework="pt") as f:
@@ -253,7 +230,7 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another seed"):
         measure(net, tmp_path, 16, seed=4)
     made = attack("autoattack", eps=0.01, folder=str(tmp_path), **SMALL)
-    x, y = pictures(net)
+    x, y = labelled(net)
     with pytest.raises(UserError, match="only with a seed"):
         made(net, x, y)
     with pytest.raises(UserError, match="other pictures"):

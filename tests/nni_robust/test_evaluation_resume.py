@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import conv_net, labelled
 from torch import Tensor, nn
 
 from nni_robust.attacks import Attack, attack
@@ -34,27 +35,8 @@ SPECS: list[Any] = [
 ]
 
 
-def conv_net(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.Tanh(),
-            nn.Conv2d(6, 6, 3, stride=2),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(6 * 3 * 3, 5),
-        )
-        with torch.no_grad():  # centred and spread logits: all classes occur
-            net[-1].bias -= net(torch.rand(64, 3, 8, 8)).mean(0)
-            net[-1].weight *= 8
-    return net
-
-
 def pictures(net: nn.Module, n: int = N) -> tuple[Tensor, Tensor]:
-    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        y = net(x).argmax(1)
+    x, y = labelled(net, n)
     y[3] = (y[3] + 1) % 5  # one is wrong from the start
     return x, y
 
@@ -233,6 +215,7 @@ def test_breaks_without_gradients_are_still_told(tmp_path: Path) -> None:
 
 WORKER = """
 import importlib.util, os, sys, time
+sys.path[:] = {path!r}
 spec = importlib.util.spec_from_file_location("the_test", {test!r})
 the_test = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(the_test)
@@ -269,7 +252,7 @@ def test_a_killed_process_loses_at_most_one_batch(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "folder"
     log.touch()
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(test=__file__, log=str(log), folder=str(folder)))
+    script.write_text(WORKER.format(path=sys.path, test=__file__, log=str(log), folder=str(folder)))
     command = [sys.executable, str(script)]
     kills = 0
     for lines in (1, 6, 13):
@@ -325,7 +308,7 @@ def test_other_data_and_seeds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another seed"):
         evaluate(conv_net(), (x, y), "pgd5", threat={"eps": EPS}, seed=4, folder=tmp_path)
     with pytest.raises(UserError, match="another network and another seed"):
-        evaluate(conv_net(1), (x, y), "fgsm", threat={"eps": EPS}, seed=4, folder=tmp_path)
+        evaluate(conv_net(seed=1), (x, y), "fgsm", threat={"eps": EPS}, seed=4, folder=tmp_path)
 
 
 def test_files_of_another_evaluation_are_refused(tmp_path: Path) -> None:
@@ -333,7 +316,7 @@ def test_files_of_another_evaluation_are_refused(tmp_path: Path) -> None:
     run(tmp_path, specs=["pgd5"])
     (tmp_path / "evaluation.json").unlink()
     with pytest.raises(UserError, match="another network; give another folder"):
-        run(tmp_path, specs=["pgd5"], net=conv_net(1))
+        run(tmp_path, specs=["pgd5"], net=conv_net(seed=1))
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import conv_net, labelled
 from torch import Tensor, nn
 
 from nni_robust.corruptions import evaluate_corruptions
@@ -28,27 +29,8 @@ N, STRENGTHS = 36, (0.01, 0.0, 0.03, 0.02)
 AUTOATTACK = {"name": "autoattack-light", "steps": 3, "targets": 2}
 
 
-def conv_net(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.Tanh(),
-            nn.Conv2d(6, 6, 3, stride=2),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(6 * 3 * 3, 5),
-        )
-        with torch.no_grad():  # centred and spread logits: all classes occur
-            net[-1].bias -= net(torch.rand(64, 3, 8, 8)).mean(0)
-            net[-1].weight *= 8
-    return net
-
-
 def pictures(n: int = N) -> tuple[Tensor, Tensor]:
-    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        y = conv_net()(x).argmax(1)
+    x, y = labelled(conv_net(), n)
     y[3] = (y[3] + 1) % 5  # one is wrong from the start
     return x, y
 
@@ -85,8 +67,8 @@ def corrupted(net: nn.Module, data: Any, **more: Any) -> Any:
 
 
 def transferred(net: nn.Module, data: Any, **more: Any) -> Any:
-    sources = {"a": net, "b": conv_net(7)}
-    targets = {"a": net, "c": more.pop("c", None) or conv_net(8)}
+    sources = {"a": net, "b": conv_net(seed=7)}
+    targets = {"a": net, "c": more.pop("c", None) or conv_net(seed=8)}
     threat = more.pop("threat", {"eps": 0.1})
     return transfer_table(sources, targets, data, more.pop("attack", "pgd5"), threat=threat, **more)
 
@@ -232,6 +214,7 @@ def test_half_precision(tmp_path: Path) -> None:
 
 WORKER = """
 import importlib.util, json, sys, time
+sys.path[:] = {path!r}
 spec = importlib.util.spec_from_file_location("the_test", {test!r})
 the_test = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(the_test)
@@ -252,7 +235,12 @@ print(json.dumps(the_test.figures(found)))
 def test_a_killed_process(tmp_path: Path, measure: Measure) -> None:
     log, folder, script = tmp_path / "log", tmp_path / "folder", tmp_path / "worker.py"
     log.touch()
-    settings = {"test": __file__, "log": str(log), "name": measure.__name__}
+    settings: dict[str, Any] = {
+        "path": sys.path,
+        "test": __file__,
+        "log": str(log),
+        "name": measure.__name__,
+    }
     script.write_text(WORKER.format(folder=str(folder), **settings))
     command = [sys.executable, str(script)]
     net = conv_net()
@@ -297,7 +285,7 @@ def test_something_else_is_refused(tmp_path: Path, measure: Measure) -> None:
         (by_steps, {"attack": {"name": "pgd", "label": "mine", "step_size": 0.001}}),
         (corrupted, {"scale": "imagenet"}),
         (transferred, {"attack": {"name": "pgd", "steps": 5, "step_size": 0.01}}),
-        (transferred, {"c": conv_net(9)}),
+        (transferred, {"c": conv_net(seed=9)}),
     ],
 )
 def test_other_settings_are_refused(
