@@ -9,9 +9,7 @@ import signal
 import zlib
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
 
 # Two threads of several processes on two cores wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +27,9 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _same_draws(request: pytest.FixtureRequest) -> None:
     """Seed what a test draws, by its name, for the same reason; TEST_SEED=1 and so on draw anew."""
+    import numpy as np  # not before the number of threads is set
+    import torch
+
     seed = zlib.crc32(f"{os.environ.get('TEST_SEED', '0')} {request.node.nodeid}".encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (NNI's tuners draw from it)
