@@ -312,13 +312,40 @@ def _check(raw: Mapping[str, Any], stem: str) -> Experiment:
         raise UserError(f"seed: {seed!r} is not allowed; a whole number >= 0 is")
     final = raw.get("final", {})
     return Experiment(
-        name=str(raw.get("name", stem)),
+        name=check_name("name", raw.get("name", stem)),
         task=_task(raw.get("task")),
         **{section: _part(section, raw.get(section)) for section in _PARTS},
         final=None if final is None else parse(Final, final, "final"),
         nni=parse(NniSettings, raw.get("nni"), "nni"),
         seed=seed,
     )
+
+
+#: Bytes; file systems take 255, and ``-2`` and the like come after it.
+_LONGEST_NAME = 200
+
+
+def check_name(key: str, value: Any) -> str:
+    """A name that is also a folder's: it must not lead out of the folder that it is made in.
+
+    Raises
+    ------
+    UserError
+        If it is another path, or no name.
+    """
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or any(c in "/\\" or not c.isprintable() for c in name)
+        or name != name.strip()
+        or len(name.encode()) > _LONGEST_NAME
+    ):
+        raise UserError(
+            f"{key}: {value!r} is not allowed; a plain folder name without / and \\ is, of at most "
+            f"{_LONGEST_NAME} bytes"
+        )
+    return name
 
 
 def _task(value: Any) -> Task:

@@ -88,15 +88,24 @@ class Registry:
         )
 
 
+#: NNI's classes that take any further keyword and use none: settings that there were before 3.0.
+_IGNORE_OTHERS = {
+    "nni.nas.strategy.bruteforce.Random",
+    "nni.nas.strategy.evolution.RegularizedEvolution",
+}
+
+
 def constructor_arguments(cls: Any) -> list[str] | None:
     """Names of the arguments that a class or factory takes, or None where it takes any.
 
     NNI hides constructors: those of traced classes behind ``__wrapped__``, those of model spaces
-    behind ``_init_wrapped``.
+    behind ``_init_wrapped``. Of its strategies that ignore what they do not know, the names are
+    those that they know.
     """
     real = getattr(cls, "__wrapped__", cls)
     parameters = inspect.signature(getattr(real, "_init_wrapped", real)).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    where = f"{real.__module__}.{getattr(real, '__qualname__', '')}"  # a partial has no name
+    if where not in _IGNORE_OTHERS and any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in parameters if p.kind in named and p.name != "self"]

@@ -33,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Write the configuration and say how to start it."""
+    from nni_robust.experiments import load_experiment
     from nni_robust.experiments.nnictl import write_nni_config
 
     path = write_nni_config(
         args.experiment, out=args.out, overrides=args.overrides, registered=args.registered
     )
-    command = ["nnictl", "create", "--config", str(path), "--port", "8080"]
+    port = load_experiment(str(path.parent / "config.yaml")).nni.port
+    command = ["nnictl", "create", "--config", str(path), "--port", str(port)]
     if args.json:
         print_json({"folder": str(path.parent), "config": str(path), "command": command})
     else:

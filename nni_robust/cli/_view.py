@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Serve the web UI until somebody interrupts."""
     run = Path(args.run).resolve()
+    if not run.is_dir():
+        what = "is no folder" if run.exists() else "does not exist"
+        raise UserError(f"run folder '{run}' {what}")
     known = _experiments(run)
     if not known:
         raise UserError(

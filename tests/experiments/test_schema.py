@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nni_robust.errors import UserError
-from nni_robust.experiments import load_experiment, shipped
+from nni_robust.experiments import load_experiment, run_experiment, shipped
 
 
 def write(folder: Path, **sections: object) -> str:
@@ -46,6 +46,14 @@ def test_shipped_files_load_and_survive_a_round_trip(name: str, tmp_path: Path) 
         ({"strategy": {"candidate": 3}}, r"unknown key 'candidate' in strategy.*'candidates'"),
         ({"evaluator": {"store": "/"}}, r"unknown key 'store' in evaluator"),
         ({"evaluator": {"name": 3}}, r"evaluator\.name: 3 is not allowed"),
+        (
+            {"strategy": {"name": "random", "cands": 3}},
+            r"unknown key 'cands' in strategy 'random' \(allowed: name, dedup, seed\)",
+        ),
+        (
+            {"strategy": {"name": "regularized-evolution", "population": 3}},
+            r"unknown key 'population' .*; did you mean 'population_size'",
+        ),
         ({"final": {"rivals": ["best"]}}, r"final\.rivals\.0: 'best' is not allowed"),
         (
             {"final": {"corruptions": ["fogg"]}},
@@ -69,6 +77,24 @@ def test_mistakes(sections: dict[str, object], says: str, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=says) as caught:
         load_experiment(write(tmp_path, **sections))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil", "/evil", "a/b", "a/", r"a\b", "", ".", "..", " a", "a\nb", "x" * 201, None],
+)
+def test_a_name_is_a_plain_folder_name(
+    name: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    for run in (load_experiment, run_experiment):
+        with pytest.raises(UserError, match=r"^name: .* is not allowed; a plain folder name"):
+            run(write(inner, name=name))
+    assert [p.name for p in tmp_path.rglob("*")] == ["inner", "mine.yml"]
+    assert load_experiment(write(inner, name="my search é-2.1")).name == "my search é-2.1"
+    assert load_experiment(write(inner, name=2024)).name == "2024"
 
 
 def test_a_change_of_one_section_changes_no_other() -> None:

@@ -55,6 +55,26 @@ def test_run_refuses_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{port} is in use" in capsys.readouterr().err
 
 
+def test_view_of_what_is_no_run(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, says in (
+        ("runs/nowhere", f"error: run folder '{inside / 'runs/nowhere'}' does not exist\n"),
+        ("broken.yaml", f"error: run folder '{inside / 'broken.yaml'}' is no folder\n"),
+        ("full", f"error: '{inside / 'full'}' holds no data of NNI; a run with"),
+    ):
+        assert main(["view", run]) == 2
+        assert capsys.readouterr().err.startswith(says)
+
+
+def test_nni_config_names_the_files_port(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(inside))
+    assert main(["nni-config", "quickstart", "--out", "a", "--set", "nni.port=18231"]) == 0
+    assert capsys.readouterr().out.endswith("nnictl.yml --port 18231\n")
+    assert main(["nni-config", "quickstart", "--out", "b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["command"][-2:] == ["--port", "8080"]
+
+
 def test_report_of_a_run_that_has_only_begun(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

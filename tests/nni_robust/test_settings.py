@@ -60,6 +60,25 @@ def test_a_name_is_taken_once() -> None:
         own.register("a")(float)
 
 
+def test_only_nnis_own_strategies_are_known_to_ignore_other_arguments() -> None:
+    """Which arguments have an effect is NNI's to say: it takes others without a word."""
+    from nni.nas.strategy import GridSearch, Random, RegularizedEvolution
+
+    class Mine(Random):  # type: ignore[misc]
+        def __init__(self, **kwargs: object) -> None:
+            super().__init__(**kwargs)
+
+    for cls in (Random, RegularizedEvolution):
+        allowed = registry.constructor_arguments(cls)
+        assert allowed is not None
+        plain = vars(cls(seed=1))
+        assert vars(cls(seed=1, nonsense=3)).keys() == plain.keys()  # NNI drops it
+        assert "nonsense" not in allowed
+    assert registry.constructor_arguments(Random) == ["dedup", "seed"]
+    assert registry.constructor_arguments(GridSearch) == ["shuffle", "seed", "dedup"]
+    assert registry.constructor_arguments(Mine) is None  # its arguments may be for anything
+
+
 @pytest.mark.parametrize(
     ("text", "says"), [("[1, 2]", "mapping"), ("a: [", "not valid YAML"), (None, "no file")]
 )
