@@ -133,8 +133,14 @@ class Victim:
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
+        version = None if x.is_inference() else x._version
         with self.casts(x.device):
             logits = self.network(x.to(self.dtype))
+        if version is not None and x._version != version:
+            raise UserError(
+                "the network changes the pictures that it is given in place (as x.sub_(mean) does); "
+                "a network that begins with x = x.clone() does not"
+            )
         return self._checked(logits, x)
 
     def in_full(self, x: Tensor) -> Tensor:

@@ -259,6 +259,26 @@ def test_progress() -> None:
     assert calls == [(N, None, "clean")]
 
 
+class InPlace(nn.Module):
+    """Writes where its pictures are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.5).flatten(1)[:, :5]
+
+
+@pytest.mark.parametrize("attacks", [(), "fgsm", "square5"])
+def test_a_network_that_writes_into_its_pictures_is_refused(attacks: Any) -> None:
+    pictures, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    x = pictures.clone()
+    with pytest.raises(UserError, match=r"changes the pictures .* in place"):
+        evaluate(InPlace(), (x, y), attacks)
+    copied = nn.Sequential(nn.Identity(), InPlace())
+    copied[0].forward = torch.clone  # type: ignore[method-assign]
+    x = pictures.clone()
+    evaluate(copied, (x, y), attacks)
+    assert torch.equal(x, pictures)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_callers_gradient_mode_does_not_matter(mode: Any) -> None:
     model = conv_net()
