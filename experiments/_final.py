@@ -7,6 +7,7 @@ run side by side, on any machine, and their curves are in the web UI.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,18 @@ from nni_robust.errors import UserError
 from nni_robust.nni_adapter.waiting import wait_for
 from nni_robust.sampling import draw_distinct
 from nni_robust.store import Store, content_key, read_records, write_json
+from nni_robust.training import Recipe
 
 from .schema import Experiment
 
-__all__ = ["best_candidate", "count_networks", "finish", "save_best"]
+__all__ = [
+    "best_candidate",
+    "count_networks",
+    "final_evaluator",
+    "finish",
+    "save_best",
+    "undefended",
+]
 
 
 def best_candidate(run: Path, winner: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -77,6 +86,56 @@ def count_networks(experiment: Experiment) -> int:
     return 0 if experiment.final is None else 1 + len(experiment.final.rivals)
 
 
+def final_evaluator(
+    experiment: Experiment, evaluator: Any, label: str, learned: Mapping[str, Any]
+) -> Any:
+    """The evaluator of a final network.
+
+    Parameters
+    ----------
+    evaluator
+        That of the candidates.
+    label
+        Which network: ``"best"``, or one of ``final.rivals``.
+    learned
+        See :func:`finish`.
+
+    Raises
+    ------
+    UserError
+        If settings do not go together.
+    """
+    final = experiment.final
+    assert final is not None
+    changes = {
+        "split": "test",
+        "attacks": final.attacks,
+        "score_limit": final.limit,
+        "supernet": None,
+        "eps_values": _strengths(experiment),
+        **({"steps": final.steps} if final.steps else {}),
+        **({"corruptions": final.corruptions} if final.corruptions else {}),
+        **({"examples": final.examples} if final.examples else {}),
+        **({"inherit": None, "inherit_options": None} if _inherits(evaluator) else {}),
+        **learned,
+    }
+    recipe = undefended(final.train) if label == "undefended" else final.train
+    return evaluator.variant(phase=f"final {label}", train=as_mapping(recipe), **changes)
+
+
+def undefended(recipe: Recipe) -> Recipe:
+    """The same training on clean pictures; what only adversarial training has is off."""
+    return dataclasses.replace(recipe, loss="clean", clean_epochs=0, replays=1)
+
+
+def _strengths(experiment: Experiment) -> list[float]:
+    """Strengths of the curve, in pixel units; in L∞ none is above 1, the whole range of pixels."""
+    assert experiment.final is not None
+    threat = experiment.task.threat
+    most = 1.0 if threat.norm == "linf" else math.inf
+    return sorted({round(min(threat.eps * f, most), 10) for f in experiment.final.eps_factors})
+
+
 def finish(
     run: Path,
     experiment: Experiment,
@@ -112,34 +171,21 @@ def finish(
     final = experiment.final
     if final is None or not hasattr(space.evaluator, "variant"):
         return None
-    eps = experiment.task.threat.eps
-    common = {
-        "split": "test",
-        "attacks": final.attacks,
-        "score_limit": final.limit,
-        "supernet": None,
-        "eps_values": sorted({round(eps * f, 10) for f in final.eps_factors if eps * f <= 1}),
-        **({"steps": final.steps} if final.steps else {}),
-        **({"corruptions": final.corruptions} if final.corruptions else {}),
-        **({"examples": final.examples} if final.examples else {}),
-        **({"inherit": None, "inherit_options": None} if _inherits(space.evaluator) else {}),
-        **learned,
-    }
-    robust = as_mapping(final.train)
-    clean = as_mapping(dataclasses.replace(final.train, loss="clean"))
-    jobs = [("best", best["sample"], robust, "best of the search, adversarially trained")]
+    jobs = [("best", best["sample"], "best of the search, adversarially trained")]
+    left_out = []
     if "random" in final.rivals:
         rival, note = _equal_budget(experiment, data, space, best["sample"])
-        jobs.append(("random", rival, robust, note))
+        if rival is None:
+            left_out.append({"label": "random", "metrics": {}, "note": note})
+        else:
+            jobs.append(("random", rival, note))
     if "undefended" in final.rivals:
-        jobs.append(
-            ("undefended", best["sample"], clean, "the best architecture, trained on clean data")
-        )
+        jobs.append(("undefended", best["sample"], "the best architecture, trained on clean data"))
 
     models = []
-    for label, sample, recipe, _ in jobs:
+    for label, sample, _ in jobs:
         model = space.freeze(sample)
-        model.evaluator = space.evaluator.variant(phase=f"final {label}", train=recipe, **common)
+        model.evaluator = final_evaluator(experiment, space.evaluator, label, learned)
         models.append(model)
     engine.budget = engine.submitted + len(models)
     for model in models:
@@ -148,7 +194,7 @@ def finish(
 
     store = Store(space.evaluator.store)
     networks: list[dict[str, Any]] = []
-    for (label, sample, _, note), model in zip(jobs, models, strict=True):
+    for (label, sample, note), model in zip(jobs, models, strict=True):
         key = model.evaluator.key(model)
         record = store.result(key)
         if model.status != ModelStatus.Trained or record is None:
@@ -178,6 +224,7 @@ def finish(
                 "note": note,
             }
         )
+    networks += left_out
     outcome = {"threat": as_mapping(experiment.task.threat), "split": "test", "networks": networks}
     write_json(run / "final.json", outcome)
     return outcome
@@ -223,21 +270,29 @@ def _architecture(
 
 def _equal_budget(
     experiment: Experiment, data: DataSplits, space: Any, best: dict[str, Any]
-) -> tuple[dict[str, Any], str]:
-    """The random architecture nearest to the winner in MACs, among a number of draws."""
+) -> tuple[dict[str, Any] | None, str]:
+    """The random architecture nearest to the winner in MACs, among a number of draws, and a note.
+
+    None where the space has no other architecture than the winner.
+    """
     assert experiment.final is not None
+    wanted = experiment.final.rival_draws
     draws = draw_distinct(
-        experiment.final.rival_draws,
+        wanted,
         space.mutables,
         np.random.RandomState(experiment.seed + 1),
         exclude=[best],
+        fewer=True,
     )
+    if not draws:
+        return None, "left out: the space has no other architecture than the winner"
     shape = data.input_shape
     aim = _architecture(experiment, data, best, "best", "").cost(shape).macs
     costs = [_architecture(experiment, data, s, "random", "").cost(shape).macs for s in draws]
     nearest = min(range(len(draws)), key=lambda i: (abs(costs[i] - aim), i))
+    few = "" if len(draws) == wanted else f", all that were found (final.rival_draws: {wanted})"
     return draws[nearest], (
         "random architecture of equal budget: nearest in MACs "
         f"({costs[nearest] / aim - 1:+.1%}) of "
-        f"{len(draws)} draws"
+        f"{len(draws)} draws{few}"
     )

@@ -55,7 +55,8 @@ class Final:
     limit
         Test pictures used; None is all.
     eps_factors
-        Strengths of the accuracy-versus-eps curve, as multiples of the task's eps.
+        Strengths of the accuracy-versus-eps curve, as multiples of the task's eps; in L∞ those
+        above 1 become 1, the whole range of pixels.
     steps
         Numbers of steps of PGD for the accuracy-versus-steps curve; empty for none.
     corruptions
@@ -68,7 +69,8 @@ class Final:
         ``random``: a random architecture of equal budget (nearest in MACs among `rival_draws`),
         same recipe. ``undefended``: the winner trained on clean pictures.
     rival_draws
-        Random architectures among which the one of equal budget is chosen.
+        Random architectures among which the one of equal budget is chosen; all others of the
+        space where it has fewer.
     """
 
     train: Recipe = dataclasses.field(default_factory=Recipe)

@@ -57,6 +57,7 @@ def draw_distinct(
     accept: Callable[[Sample], bool] | None = None,
     exclude: list[Sample] | None = None,
     patience: int = 2000,
+    fewer: bool = False,
 ) -> list[Sample]:
     """Draw `number` different samples that keep the space's constraints and `accept`.
 
@@ -72,11 +73,13 @@ def draw_distinct(
         Samples that must not come again.
     patience
         Draws in a row without a new sample after which the rule counts as impossible.
+    fewer
+        Return what was found by then, maybe nothing, instead of an error.
 
     Raises
     ------
     UserError
-        If fewer than `number` can be found.
+        If fewer than `number` can be found, and not `fewer`.
     """
     known = {content_key(s) for s in exclude or []}
     found: list[Sample] = []
@@ -91,6 +94,8 @@ def draw_distinct(
             misses = 0
         else:
             misses += 1
+            if misses >= patience and fewer:
+                return found
             if misses >= patience:
                 raise UserError(
                     f"only {len(found)} of {number} candidates can be found: {patience} draws "
