@@ -135,6 +135,8 @@ class TabularEvaluator(StoredEvaluator):
     def look_up(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The record of an architecture: ``metrics``, and ``test`` with the test split's columns.
 
+        Where the table knows the flags of the row, they are in ``reliability``.
+
         Raises
         ------
         UserError
@@ -153,4 +155,14 @@ class TabularEvaluator(StoredEvaluator):
         return {
             "metrics": {"default": row[column], **shown, **costs},
             "test": {c.removeprefix("test "): v for c, v in row.items() if is_test(c)},
+            **self.reliability_of(sample),
         }
+
+    def reliability_of(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """``{"reliability": ...}`` as the table has it for an architecture; empty if unknown."""
+        flags = self.opened.row_flags(sample, self.task).search
+        if flags is None:
+            return {}
+        # The table keeps names only, so this is the short form of `Reliability.as_dict`.
+        why = [f"{name}: says the table '{self.opened.name}'" for name in flags]
+        return {"reliability": {"reliable": not why, "unreliable": why}}

@@ -96,6 +96,8 @@ class Recorder:
         for more in ("fsp", "reliability"):
             if kept is not None and more in kept:
                 record[more] = kept[more]
+        if kept is None and not failed and hasattr(evaluator, "reliability_of"):
+            record |= evaluator.reliability_of(model.sample)  # answered without a trial
         if damage:
             record["warnings"] = damage
         append_record(self.path, record)

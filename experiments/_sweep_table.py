@@ -1,4 +1,9 @@
-"""The tables of a sweep: a row for every run, and mean and spread over seeds."""
+"""The tables of a sweep: a row for every run, and mean and spread over seeds.
+
+Figures keep their flags: columns ``… reliability`` of a run name the checks that failed (empty:
+none did; ``unknown``: nobody checked), columns ``… unreliable`` of a mean count the runs behind it
+of which one failed, columns ``… unknown`` those that were not checked.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_robust.architecture import load_architecture
+from nni_robust.flags import UNKNOWN, flags_of, merge_flags, parse_flags, show_flags
 from nni_robust.store import read_json, read_records, write_json, write_text
 
 from ._final import best_candidate
@@ -17,10 +23,13 @@ from ._final import best_candidate
 if TYPE_CHECKING:
     from .sweep import Run, Sweep
 
-__all__ = ["write_tables"]
+__all__ = ["doubtful_runs", "write_tables"]
 
 #: The axis over which means are taken.
 _SEED = "seed"
+
+#: Ends the name of the column with the flags of the columns before it.
+_FLAGS = " reliability"
 
 
 def write_tables(folder: Path, sweep: Sweep, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -49,6 +58,7 @@ def write_tables(folder: Path, sweep: Sweep, runs: Sequence[Run]) -> list[dict[s
                 entry[f"{column} sd"] = (
                     round(statistics.stdev(found), 6) if len(found) > 1 else None
                 )
+        entry.update(_doubts(columns, members))
         summary.append(entry)
     names = list(dict.fromkeys(key for entry in summary for key in entry))
     _write_csv(folder / "summary.csv", names, summary)
@@ -56,6 +66,42 @@ def write_tables(folder: Path, sweep: Sweep, runs: Sequence[Run]) -> list[dict[s
     if sweep.compare is not None:
         _write_comparison(folder, sweep, runs)
     return rows
+
+
+def doubtful_runs(runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> str | None:
+    """One line that names the runs with unreliable figures; None where there are none.
+
+    Parameters
+    ----------
+    runs
+        All runs.
+    rows
+        Their rows of ``table.csv``.
+    """
+    found = []
+    for run, row in zip(runs, rows, strict=True):
+        texts = (value for column, value in row.items() if column.endswith(_FLAGS))
+        failed = merge_flags(map(parse_flags, texts))
+        if failed:
+            found.append(f"{run.folder} ({', '.join(failed)})")
+    if not found:
+        return None
+    return (
+        f"UNRELIABLE: {len(found)} of {len(runs)} runs have figures that failed a check, and so "
+        f"have the means with them: {'; '.join(found)}"
+    )
+
+
+def _doubts(columns: Sequence[str], members: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Of each set of figures: how many runs are unreliable, and of how many it is not known."""
+    found: dict[str, int] = {}
+    for column in columns:
+        texts = [str(m[column]) for m in members if column.endswith(_FLAGS) and column in m]
+        if texts:
+            name, unknown = column.removesuffix(_FLAGS), texts.count(UNKNOWN)
+            found[f"{name} unreliable"] = sum(bool(parse_flags(text)) for text in texts)
+            found.update({f"{name} unknown": unknown} if unknown else {})
+    return found
 
 
 def _row(run: Path) -> dict[str, Any]:
@@ -73,13 +119,17 @@ def _row(run: Path) -> dict[str, Any]:
     if not (run / "best.yaml").is_file():  # a run of phases only
         return row
     winner = load_architecture(str(run / "best.yaml")).sample
-    best = best_candidate(run, winner)["metrics"]
+    record = best_candidate(run, winner)
+    best = record["metrics"]
     row["best"] = best["default"]
     row.update({f"best {key}": best[key] for key in ("clean", "params", "macs") if key in best})
+    row[f"best{_FLAGS}"] = show_flags(flags_of(record))
     final = run / "final.json"
     for network in read_json(final)["networks"] if final.is_file() else []:
         for key, metric in network["metrics"].items():
             row[f"{network['label']} test {key}"] = metric
+        if network["metrics"]:
+            row[f"{network['label']} test{_FLAGS}"] = show_flags(flags_of(network))
     return row
 
 

@@ -37,7 +37,7 @@ from nni_robust.errors import UserError
 from nni_robust.nni_adapter.terminal import terminate_as_interrupt
 from nni_robust.store import read_json, write_json, write_yaml
 
-from ._sweep_table import write_tables
+from ._sweep_table import doubtful_runs, write_tables
 from .runner import run_experiment
 from .schema import find_experiment, load_experiment
 
@@ -234,6 +234,8 @@ def run_sweep(
                 name = Path(job[2]).name
                 report(f"[{done}/{len(work)}] {name}: {error or 'finished'}")
         rows = write_tables(folder, sweep, runs)
+        if doubt := doubtful_runs(runs, rows):
+            report(doubt)
     finally:
         lock.release()
     return folder, rows

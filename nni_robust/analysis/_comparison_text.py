@@ -26,7 +26,8 @@ def sentences(
         + ", ".join(
             f"{r.label} {_percent(r.mean)} ± {_points(r.sd)} ({r.runs} runs)" for r in results
         )
-        + "."
+        + ".",
+        *_doubts(results),
     ]
     for r in results:
         if r.difference is None:
@@ -86,6 +87,25 @@ def sentences(
             + "."
         )
     return found
+
+
+def _doubts(results: Sequence[StrategyResult]) -> list[str]:
+    """Says that unreliable results are in the comparison, where they are."""
+    found = []
+    for r in results:
+        places = [
+            f"{n} of {r.runs} {where}"
+            for n, where in ((r.unreliable, "runs"), (r.test_unreliable, "test figures"))
+            if n
+        ]
+        if places:
+            found.append(f"{r.label} ({' and '.join(places)}: {', '.join(r.failed)})")
+    if not found:
+        return []
+    return [
+        f"UNRELIABLE results are in these means, intervals and verdicts: {'; '.join(found)}; the "
+        "best networks of these runs failed a check, so their scores may be too high."
+    ]
 
 
 def _percent(value: float) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nni_robust.config import parse, read_yaml
 from nni_robust.errors import UserError
+from nni_robust.flags import Flags, flags_of
 from nni_robust.store import content_key, read_json, read_records
 from nni_robust.task import Task
 
@@ -39,6 +40,10 @@ class SearchCurve:
         share.
     best_sample
         The best architecture.
+    flags
+        Of each score, the checks that failed; may be shorter, where no more are known.
+    test_flags
+        Of `test`.
     """
 
     seed: int | None
@@ -47,6 +52,8 @@ class SearchCurve:
     elsewhere: int = 0
     test: dict[str, float] = dataclasses.field(default_factory=dict)
     best_sample: dict[str, Any] | None = None
+    flags: tuple[Flags, ...] = ()
+    test_flags: Flags = None
 
     def best_so_far(self, length: int) -> Floats:
         """(length,) best score after each evaluation; NaN before the first, the last one after."""
@@ -55,6 +62,14 @@ class SearchCurve:
         best = np.maximum.accumulate(np.array(values, dtype=np.float64))
         best[~np.isfinite(best)] = np.nan
         return best
+
+    def doubts(self, length: int) -> tuple[str, ...]:
+        """Checks that the best of the first `length` scores failed."""
+        known = [(s, i) for i, s in enumerate(self.scores[:length]) if s is not None]
+        first = max(known, key=lambda pair: (pair[0], -pair[1]), default=None)
+        if first is None or first[1] >= len(self.flags):
+            return ()
+        return self.flags[first[1]] or ()
 
     def reaches(self, level: float, length: int) -> int | None:
         """Evaluations until `level` is reached; None where it never is."""
@@ -82,6 +97,7 @@ def read_curve(folder: str | Path, score: str = "default") -> SearchCurve:
     candidates = [r for r in records if r["phase"] == "candidate"]
     seen: set[str] = set()
     scores: list[float | None] = []
+    flags: list[Flags] = []
     best: tuple[float, dict[str, Any]] | None = None
     for record in sorted(candidates, key=lambda r: int(r["index"])):
         name = content_key(record["sample"])
@@ -90,6 +106,7 @@ def read_curve(folder: str | Path, score: str = "default") -> SearchCurve:
         seen.add(name)
         value = record["metrics"].get(score) if record["status"] == "ok" else None
         scores.append(None if value is None else float(value))
+        flags.append(flags_of(record))
         if value is not None and (best is None or value > best[0]):
             best = (float(value), record["sample"])
     if best is None:
@@ -97,31 +114,38 @@ def read_curve(folder: str | Path, score: str = "default") -> SearchCurve:
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     others = [r for r in records if r["phase"] not in ("candidate", "supernet", "teacher")]
     seed = config.get("seed")
+    test, test_flags = _test_scores(folder, config, best[1])
     return SearchCurve(
         seed=int(seed) if isinstance(seed, int) else None,
         scores=tuple(scores),
         repeated=len(candidates) - len(scores),
         elsewhere=len(others),
-        test=_test_scores(folder, config, best[1]),
+        test=test,
         best_sample=best[1],
+        flags=tuple(flags),
+        test_flags=test_flags,
     )
 
 
-def _test_scores(folder: Path, config: Mapping[str, Any], sample: Any) -> dict[str, float]:
-    """The winner on the test split: from the table that the run looked up in, or its own test."""
+def _test_scores(
+    folder: Path, config: Mapping[str, Any], sample: Any
+) -> tuple[dict[str, float], Flags]:
+    """The winner on the test split: its own test, or from the table that the run looked up in."""
     final = folder / "final.json"
     if final.is_file():
         for network in read_json(final)["networks"]:
             if network["label"] == "best":
                 metrics = network["metrics"]
                 skipped = ("default", "params", "macs", "seconds")
-                return {k: float(v) for k, v in metrics.items() if k not in skipped}
+                scores = {k: float(v) for k, v in metrics.items() if k not in skipped}
+                return scores, flags_of(network)
     opened = _table(config)
     if opened is None:
-        return {}
+        return {}, None
     table, task = opened
     row = table.row(sample, task)
-    return {k.removeprefix("test "): v for k, v in row.items() if k.startswith("test ")}
+    scores = {k.removeprefix("test "): v for k, v in row.items() if k.startswith("test ")}
+    return scores, table.row_flags(sample, task).test
 
 
 def _table(config: Mapping[str, Any]) -> tuple[Any, Any] | None:

@@ -13,7 +13,8 @@ they are counted separately.
 
 Differences are paired by seed where both strategies have the same seeds, with a bootstrap interval
 of the mean; otherwise means of independent runs are compared.
-An interval that contains 0 decides nothing, and the sentences say so.
+An interval that contains 0 decides nothing, and the sentences say so. Unreliable results are not
+left out, which would compare other runs for each strategy; they are counted and told.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from nni_robust.analysis._comparison_text import sentences
 from nni_robust.analysis._search_curve import SearchCurve, best_possible, read_curve
 from nni_robust.errors import UserError, nearest
+from nni_robust.flags import merge_flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +110,10 @@ class StrategyResult:
         Mean evaluations of a run that were repetitions, or for other tasks and references.
     curve_mean, curve_sd
         Best so far after each evaluation.
+    unreliable, test_unreliable
+        Runs whose best network failed a check, in the search and on the test split.
+    failed
+        Names of those checks.
     """
 
     label: str
@@ -123,6 +129,9 @@ class StrategyResult:
     elsewhere: float
     curve_mean: tuple[float, ...]
     curve_sd: tuple[float, ...]
+    unreliable: int = 0
+    test_unreliable: int = 0
+    failed: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +181,7 @@ class Comparison:
             "strategy", "runs", "evaluations", "best mean", "best sd", "difference",
             "difference low", "difference high", "verdict", "evaluations to reference",
             "runs that never reach it", "used evaluations", "repeated evaluations",
-            "other evaluations",
+            "other evaluations", "unreliable runs", "test unreliable runs",
         ]  # fmt: skip
         columns += [f"test {column} {what}" for column in tests for what in ("mean", "sd")]
         text = io.StringIO()
@@ -188,6 +197,8 @@ class Comparison:
                 r.used,
                 r.repeated,
                 r.elsewhere,
+                r.unreliable,
+                r.test_unreliable,
             ]
             row += [value for column in tests for value in r.test.get(column, ("", ""))]
             writer.writerow([round(v, 6) if isinstance(v, float) else v for v in row])
@@ -264,6 +275,7 @@ def _result(
     needed = [curve.reaches(level, length) for curve in curves]
     # A run that never reaches the level needs more than all of its evaluations.
     median = statistics.median(length + 1 if n is None else n for n in needed)
+    doubts, test_doubts = [c.doubts(length) for c in curves], [c.test_flags or () for c in curves]
     columns = set(curves[0].test).intersection(*(curve.test for curve in curves[1:]))
     with np.errstate(all="ignore"):
         mean, sd = np.nanmean(best, axis=0), np.nanstd(best, axis=0, ddof=min(1, len(best) - 1))
@@ -288,6 +300,9 @@ def _result(
         elsewhere=statistics.fmean(curve.elsewhere for curve in curves),
         curve_mean=tuple(map(float, mean)),
         curve_sd=tuple(map(float, sd)),
+        unreliable=sum(map(bool, doubts)),
+        test_unreliable=sum(map(bool, test_doubts)),
+        failed=merge_flags([*doubts, *test_doubts]) or (),
     )
 
 

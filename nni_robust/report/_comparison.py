@@ -11,7 +11,7 @@ from nni_robust.report._style import GREY, INK, SERIES, decorate, figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nni_robust.analysis.comparison import Comparison
+    from nni_robust.analysis.comparison import Comparison, StrategyResult
 
 __all__ = ["plot_comparison"]
 
@@ -23,8 +23,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
     ----------
     comparison
         From :func:`nni_robust.analysis.comparison.compare_runs`; scores are shares and are drawn in
-        percent.
+        percent. Strategies with unreliable runs are marked.
     """
+    names = [_name(result) for result in comparison.results]
     canvas = figure(9.6, 4.2)
     left, right = canvas.subplots(1, 2, width_ratios=[1.7, 1])
     steps = np.arange(1, comparison.evaluations + 1)
@@ -33,7 +34,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
         mean, sd = 100 * np.array(result.curve_mean), 100 * np.array(result.curve_sd)
         left.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
         left.plot(
-            steps, mean, color=colour, linestyle=line, linewidth=1.8, label=plain(result.label),
+            steps, mean, color=colour, linestyle=line, linewidth=1.8, label=names[place],
             marker=marker, markevery=max(1, len(steps) // 8), markersize=5,
         )  # fmt: skip
         right.errorbar(
@@ -57,9 +58,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     room = max(top - 100 * worst, 1e-3)
     left.set_ylim(100 * worst - 0.25 * room, top + 0.08 * room)
     right.set_ylim(len(comparison.results) - 0.4, -0.6)
-    right.set_yticks(
-        range(len(comparison.results)), [plain(result.label) for result in comparison.results]
-    )
+    right.set_yticks(range(len(names)), names)
     left.legend(fontsize=8, frameon=False, loc="lower right")
     what = "score (%)" if comparison.score == "default" else f"{plain(comparison.score)} (%)"
     decorate(left, "Best so far", "distinct architectures evaluated", what)
@@ -70,3 +69,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
     )
     canvas.supxlabel(note, fontsize=7.5, color=GREY)
     return canvas
+
+
+def _name(result: StrategyResult) -> str:
+    doubtful = max(result.unreliable, result.test_unreliable)
+    mark = f"\n(UNRELIABLE: {doubtful} of {result.runs})" if doubtful else ""
+    return plain(result.label) + mark

@@ -15,7 +15,7 @@ No file of another author is in the package; :func:`open_table` says where to ge
 
 from __future__ import annotations
 
-from ._base import RowTable, Table, deciding_column, is_test
+from ._base import RowFlags, RowTable, Table, deciding_column, is_test
 from .nares import NaresTable
 from .opening import TaskTables, open_table
 from .records import read_records_table, table_from_run, write_table
@@ -25,6 +25,7 @@ from .synthetic import SyntheticTable
 __all__ = [
     "NaresTable",
     "RobBenchTable",
+    "RowFlags",
     "RowTable",
     "SyntheticTable",
     "Table",

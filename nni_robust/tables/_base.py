@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from nni_robust.errors import UserError, nearest
+from nni_robust.flags import Flags
 from nni_robust.store import content_key
 from nni_robust.task import Task
 from nni_robust.threat import ThreatModel
@@ -15,6 +16,7 @@ from nni_robust.threat import ThreatModel
 __all__ = [
     "COSTS",
     "Row",
+    "RowFlags",
     "RowTable",
     "Sample",
     "Table",
@@ -33,6 +35,21 @@ Row = dict[str, float]
 COSTS = ("params", "macs", "seconds")
 
 _TEST = "test "
+
+
+class RowFlags(NamedTuple):
+    """Checks that the figures of a row failed; None where that is not known.
+
+    Parameters
+    ----------
+    search
+        Of what a search sees.
+    test
+        Of the columns of the test split.
+    """
+
+    search: Flags = None
+    test: Flags = None
 
 
 def is_test(column: str) -> bool:
@@ -89,6 +106,10 @@ class Table:
         """
         raise NotImplementedError
 
+    def row_flags(self, sample: Sample, task: Task) -> RowFlags:
+        """Whether the figures of a row can be believed; not known where the table keeps none."""
+        return RowFlags()
+
     def deciding(self, task: Task) -> str:
         """Name of the column that a search for `task` maximises.
 
@@ -115,12 +136,21 @@ class RowTable(Table):
         Key of an architecture (:meth:`key`) to its row.
     objective
         Column that decides where the task names no attack.
+    flags
+        Key of an architecture to the flags of its row, where they are known.
     """
 
-    def __init__(self, name: str, rows: Mapping[Any, Row], objective: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Mapping[Any, Row],
+        objective: str,
+        flags: Mapping[Any, RowFlags] | None = None,
+    ) -> None:
         if not rows:
             raise UserError(f"table '{name}' has no rows")
         self.name, self.rows, self.objective = name, dict(rows), objective
+        self.flags = {key: found for key, found in (flags or {}).items() if found != RowFlags()}
         self.columns = tuple(dict.fromkeys(column for row in rows.values() for column in row))
         self._fingerprint: str | None = None
 
@@ -144,6 +174,9 @@ class RowTable(Table):
             raise UserError(f"table '{self.name}' has no row for {self._why_not(sample)}")
         return dict(found)
 
+    def row_flags(self, sample: Sample, task: Task) -> RowFlags:
+        return self.flags.get(self.key(sample), RowFlags())
+
     def _why_not(self, sample: Sample) -> str:
         """The architecture, and the first of its values that no row has."""
         values: dict[str, dict[Any, None]] = {}
@@ -166,7 +199,8 @@ class RowTable(Table):
     def fingerprint(self) -> Any:
         if self._fingerprint is None:
             rows = sorted((repr(key), sorted(row.items())) for key, row in self.rows.items())
-            self._fingerprint = content_key(rows)
+            flags = sorted((repr(key), found) for key, found in self.flags.items())
+            self._fingerprint = content_key([rows, flags] if flags else rows)
         return {"table": self.name, "rows": len(self), "content": self._fingerprint}
 
 

@@ -13,7 +13,7 @@ from nni_robust.config import as_mapping
 from nni_robust.errors import UserError, nearest
 from nni_robust.task import Task
 
-from ._base import Row, Sample, Table
+from ._base import Row, RowFlags, Sample, Table
 from .nares import NARES_FILE, read_nares
 from .records import read_records_table
 from .robbench import ROBBENCH_FILES, read_robbench
@@ -72,6 +72,9 @@ class TaskTables(Table):
 
     def row(self, sample: Sample, task: Task) -> Row:
         return self.of(task).row(sample, task)
+
+    def row_flags(self, sample: Sample, task: Task) -> RowFlags:
+        return self.of(task).row_flags(sample, task)
 
     def deciding(self, task: Task) -> str:
         return self.of(task).deciding(task)

@@ -81,6 +81,92 @@ def test_every_combination_runs_once_and_the_tables_add_up(
     assert entry["n"] == 2
     assert entry["best"] == pytest.approx(statistics.fmean(bests), abs=1e-6)
     assert entry["best sd"] == pytest.approx(statistics.stdev(bests), abs=1e-6)
+    for run, row in zip(load_sweep(file)[1], table, strict=True):  # flags of the runs' own records
+        records = (folder / run.folder / "candidates.jsonl").read_text()
+        found = map(json.loads, records.splitlines())
+        best = max((r for r in found if r["phase"] == "candidate"), key=_score)
+        names = [reason.split(":")[0] for reason in best["reliability"]["unreliable"]]
+        assert row["best reliability"].split(";") == (names or [""])
+
+
+def test_figures_keep_their_flags(
+    experiment_file: Write,
+    lookup: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The best row of one table is one that failed a check; grid search finds it in every run."""
+    records = []
+    for code, (depth, width) in enumerate((d, w) for d in (1, 2) for w in (1, 2)):
+        sample = {f"stage{i}/{what}": 1 for i in (1, 2, 3) for what in ("depth", "width")}
+        sample |= {"stage1/depth": depth, "stage1/width": width}
+        metrics = {"default": 0.1 + code / 10, "clean": 0.5, "test clean": 0.4}
+        records.append({"sample": sample, "metrics": metrics, "test reliability": "precision"})
+    for name, flag in (("good", ""), ("bad", "one-answer")):
+        flags = ["", "dynamic", "", flag]
+        lines = [{**r, "reliability": f} for r, f in zip(records, flags, strict=True)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = {"name": "wide-resnet", "depths": [2, 1, 1], "widths": [2, 1, 1]}
+    experiment_file(
+        **lookup
+        | {
+            "space": small,
+            "task": {"dataset": "blank"},
+            "evaluator": {"name": "tabular"},
+            "strategy": "grid-search",
+            "nni": {"engine": "sequential", "trials": 4},
+        }
+    )
+    axes = {
+        "table": {name: {"evaluator.table": str(tmp_path / name)} for name in ("bad", "good")},
+        "seed": [0, 1],
+    }
+    file = sweep_file(tmp_path, axes=axes, set={}, compare={"axis": "table", "against": "good"})
+    assert main(["sweep", file, "--out", "study"]) == 0
+    told = capsys.readouterr().out
+    assert "UNRELIABLE: 2 of 4 runs" in told
+    assert "seed-0_table-bad (one-answer); seed-1_table-bad (one-answer)" in told
+    bad, good = _csv("study/table.csv")[:2]
+    assert (float(bad["best"]), bad["best reliability"]) == (0.4, "one-answer")
+    assert good["best reliability"] == ""
+    means = {row["table"]: row for row in _csv("study/summary.csv")}
+    assert (means["bad"]["n"], means["bad"]["best unreliable"]) == ("2", "2")
+    assert means["good"]["best unreliable"] == "0"
+    compared = json.loads(Path("study/comparison.json").read_text())
+    (sentence,) = (s for s in compared["sentences"] if "UNRELIABLE" in s)
+    assert "bad (2 of 2 runs and 2 of 2 test figures: one-answer, precision)" in sentence
+    lines = {row["strategy"]: row for row in _csv("study/comparison.csv")}
+    assert lines["bad"]["unreliable runs"] == "2"
+    assert lines["good"]["unreliable runs"] == "0"
+    assert lines["good"]["test unreliable runs"] == "2"
+
+    # Final networks have flags of their own, or none at all where their record lost them.
+    for name, reliability in (
+        ("seed-0", {"unreliable": ["zero-gradient: it has none", "dynamic: it does"]}),
+        ("seed-1", None),
+    ):
+        network = {"label": "best", "metrics": {"clean": 0.5}, "reliability": reliability}
+        final = {"networks": [network, {"label": "random", "metrics": {}}]}
+        Path(f"study/{name}_table-bad/final.json").write_text(json.dumps(final))
+    run_sweep(file, out="study", resume=True, report=lambda line: None)
+    rows = _csv("study/table.csv")
+    assert [row["best test reliability"] for row in rows] == [
+        "zero-gradient;dynamic", "", "unknown", "",
+    ]  # fmt: skip
+    assert "random test reliability" not in rows[0]
+    means = {row["table"]: row for row in _csv("study/summary.csv")}
+    assert means["bad"]["best test unreliable"] == "1"
+    assert means["bad"]["best test unknown"] == "1"
+
+
+def _score(record: dict[str, Any]) -> tuple[float, float, int]:
+    metrics = record["metrics"]
+    return metrics["default"], -metrics["macs"], -record["index"]
+
+
+def _csv(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8") as f:
+        return list(csv.DictReader(f))
 
 
 def test_a_failed_run_ends_no_other(

@@ -105,6 +105,34 @@ def test_equal_strategies_are_undecided_about_as_often_as_promised() -> None:
     assert decided <= 26  # 13 %; the bootstrap of 25 pairs is a little narrow
 
 
+def test_unreliable_results_are_told_and_marked() -> None:
+    """What counts is the network that a run ends with among those compared, not any other."""
+    bad = ("one-answer",)
+    comparison = compare_curves(
+        {
+            "random": [
+                curve(0, 0.4, 0.2, flags=((), bad)),
+                curve(1, 0.3, 0.5, flags=((), ()), test_flags=()),
+            ],
+            "lucky": [
+                curve(0, None, 0.9, 1.0, flags=(None, bad, ())),  # the third is not compared
+                curve(1, 0.8, 0.8, flags=((), bad)),  # the first of equals
+            ],
+        },
+        "random",
+    )
+    assert (comparison["random"].unreliable, comparison["lucky"].unreliable) == (0, 1)
+    (told,) = (s for s in comparison.sentences if "UNRELIABLE" in s)
+    assert "lucky (1 of 2 runs: one-answer)" in told
+    assert "random" not in told
+    rows = {r["strategy"]: r for r in csv.DictReader(io.StringIO(comparison.to_csv()))}
+    assert [rows[name]["unreliable runs"] for name in ("random", "lucky")] == ["0", "1"]
+    labels = [t.get_text() for t in comparison.figure().axes[1].get_yticklabels()]
+    assert labels == ["random", "lucky\n(UNRELIABLE: 1 of 2)"]
+    clean = compare_curves({"a": [curve(0, 0.1)], "b": [curve(0, 0.2, flags=((),))]}, "a")
+    assert not any("UNRELIABLE" in s for s in clean.sentences)
+
+
 def test_runs_of_other_seeds_are_not_paired() -> None:
     a = [curve(seed, 0.5 + 0.01 * seed) for seed in range(6)]
     b = [curve(seed, 0.3 + 0.01 * seed) for seed in range(10, 14)]

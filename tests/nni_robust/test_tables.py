@@ -310,6 +310,56 @@ def test_a_run_becomes_a_table_and_the_table_a_file(tmp_path: Path) -> None:
         table_from_run(tmp_path)
 
 
+def test_rows_keep_their_flags(tmp_path: Path) -> None:
+    """A mean is unreliable if one of its runs is, and unknown if one of them was not checked."""
+    from nni_robust.flags import Flags
+    from nni_robust.store import append_record
+
+    def checked(flags: Flags) -> dict[str, Any]:
+        reasons = [f"{name}: because" for name in flags or ()]
+        return {} if flags is None else {"reliability": {"unreliable": reasons}}
+
+    def run(name: str, *flags: Flags, test: Flags = None) -> Path:
+        for width, found in enumerate(flags):
+            record = {"phase": "candidate", "status": "ok", "index": width, "key": f"{name}{width}"}
+            record |= {"sample": {"width": width}, "metrics": {"default": width / 10}}
+            append_record(tmp_path / name / "candidates.jsonl", record | checked(found))
+            line = {"key": f"{name}{width}", "metrics": {"clean": 0.5}} | checked(test)
+            append_record(tmp_path / name / "test.jsonl", line)
+        return tmp_path / name
+
+    a = run("a", ("one-answer",), (), (), None, test=())
+    b = run("b", ("precision",), ("dynamic", "precision"), (), (), test=("eps-zero",))
+    scores = {f"{name}{width}": {"clean": 0.5} for name in "ab" for width in range(4)}
+    table = table_from_run([a, b], test=scores)
+    write_table(table, tmp_path / "t.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [line["reliability"] for line in lines] == [
+        "one-answer;precision", "dynamic;precision", "", "unknown",
+    ]  # fmt: skip
+    assert {line["test reliability"] for line in lines} == {"eps-zero"}
+    again = open_table(str(tmp_path / "t.jsonl"))
+    for width, found in enumerate(
+        [("one-answer", "precision"), ("dynamic", "precision"), (), None]
+    ):
+        assert again.row_flags({"width": width}, Task()) == (found, ("eps-zero",))
+    for line in lines:
+        line["reliability"] = ""
+    (tmp_path / "clean.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert open_table(str(tmp_path / "clean.jsonl")).fingerprint() != again.fingerprint()
+
+    write_table(table_from_run(a), tmp_path / "t.jsonl")  # without the test split
+    assert "test reliability" not in (tmp_path / "t.jsonl").read_text()
+    second = table_from_run(a, again=table_from_run(b))
+    assert second.row_flags({"width": 0}, Task()) == (("one-answer",), ("precision",))
+    by_task = TaskTables("attack", {"clean": second})
+    assert by_task.row_flags({"width": 1}, Task(attack="clean")).test == ("dynamic", "precision")
+
+
+def test_published_tables_know_no_flags(nares: Path) -> None:
+    assert open_table(str(nares)).row_flags(wide(4, 10, 4, 10, 4, 10), ATTACKED) == (None, None)
+
+
 def test_a_task_can_have_a_table_of_its_own(tmp_path: Path) -> None:
     for name, score in (("easy", 0.9), ("hard", 0.3)):
         line = {

@@ -108,6 +108,33 @@ def test_without_the_test_split(
     assert not any(column.startswith("test") for column in shown["columns"])
 
 
+def test_unreliable_rows_are_kept_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of four candidates answer nothing else than one class, and look like the best."""
+    from nni_robust.store import append_record
+
+    reasons = [["one-answer: all the same"], [], ["one-answer: all the same"], None]
+    for width, (score, found) in enumerate(zip((0.4, 0.2, 0.5, 0.1), reasons, strict=True)):
+        record = {"phase": "candidate", "status": "ok", "index": width, "key": str(width)}
+        record |= {"sample": {"width": width}, "metrics": {"default": score}}
+        record |= {} if found is None else {"reliability": {"unreliable": found}}
+        append_record(tmp_path / "candidates.jsonl", record)
+    argv = ["table", str(tmp_path), "--out", str(tmp_path / "t.jsonl"), "--no-test"]
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "UNRELIABLE: 2 of 4 rows" in told
+    assert "number 1 (one-answer), number 2 (one-answer); " in told
+    assert "of 1 of 4 rows the run has no reliability checks" in told
+    flags = {r["sample"]["width"]: r["reliability"] for r in read_records(tmp_path / "t.jsonl")}
+    assert flags == {0: "one-answer", 1: "", 2: "one-answer", 3: "unknown"}
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreliable"] == [
+        {"sample": {"width": 2}, "place": 1, "failed": ["one-answer"]},
+        {"sample": {"width": 0}, "place": 2, "failed": ["one-answer"]},
+    ]
+
+
 def test_a_run_of_look_ups_makes_no_table_with_a_test_split(tmp_path: Path) -> None:
     run = run_experiment(
         "rcnas-lookup-digits",
