@@ -11,6 +11,7 @@ from __future__ import annotations
 # These register their attacks.
 from nni_robust.attacks import apgd as apgd
 from nni_robust.attacks import autoattack as autoattack
+from nni_robust.attacks import deepfool as deepfool
 from nni_robust.attacks import fab as fab
 from nni_robust.attacks import gradient as gradient
 from nni_robust.attacks import square as square

@@ -236,7 +236,8 @@ class CW(PGD):
     """PGD on the margin of Carlini and Wagner; settings: :class:`CWSettings`.
 
     "CW-40" of papers on adversarial training (TRADES, MART, RC-NAS) is 40 steps of it inside the
-    ball; Carlini and Wagner's own search for the smallest change is ``torchattacks:CW``.
+    ball; Carlini and Wagner's own search for the smallest L2 change is
+    ``torchattacks:CW``, for that norm only.
     """
 
     name = "cw"

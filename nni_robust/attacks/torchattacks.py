@@ -5,6 +5,10 @@ prints, seeds torch's global generators, leaves sub-modules in another mode and 
 with the number of classes. Here an attack is built for each call around a view of the frozen
 network; the generators are put back; classes are counted on the logits; the result is projected.
 
+A class runs only in the norm that it searches: the smallest L2 change, cut to an L∞ ball, breaks
+next to nothing, whatever the network. Its steps (`alpha`), which are made for the class's default
+radius, follow the threat's radius unless they are given.
+
 Its AutoAttack (3.5.1) runs APGD and FAB for 10 steps and against every class; the authors' code
 runs 100 steps against at most 9 classes, and so does our ``autoattack``.
 """
@@ -16,7 +20,7 @@ import inspect
 import io
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,12 +31,19 @@ from nni_robust.attacks._base import Attack, Victim
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball
 from nni_robust.errors import UserError, nearest
-from nni_robust.threat import ThreatModel
+from nni_robust.threat import Norm, ThreatModel
 
-__all__ = ["DeepFool", "TorchAttack"]
+__all__ = ["TorchAttack"]
 
-# Classes with a radius but no choice of norm bound L∞, except these.
-_L2_ONLY = ("PGDL2", "PGDRSL2")
+# The norm of classes that take none: the "Distance Measure" in the documentation of each
+# (torchattacks 3.5.1). EADEN's is L1 and L2, its objective L2 with a little L1; VANILA (nothing)
+# and GN (noise) have none. All others have L∞.
+_SEARCHES = {
+    **dict.fromkeys(("CW", "DeepFool", "EADEN", "PGDL2", "PGDRSL2"), "l2"),
+    "EADL1": "l1",
+    **dict.fromkeys(("JSMA", "OnePixel", "Pixle", "SparseFool"), "l0"),
+    **dict.fromkeys(("GN", "VANILA"), "any"),
+}
 # A network has to be trained, or several attacks given: no attack on one network by its name.
 _WRAPPERS = ("LGV", "MultiAttack")
 # Their losses compare the label with the third or fourth largest logit.
@@ -65,13 +76,14 @@ class TorchAttack(Attack):
     Parameters
     ----------
     threat
-        Ball. Its radius and norm are given to classes that take them.
+        Ball. Its radius and norm are given to classes that take them. A class that searches in
+        another norm is refused.
     attack
         Name of the class, such as ``"CW"``; upper and lower case do not matter.
     project
         What becomes of a result outside the ball, which happens with minimum-norm attacks such as
-        CW and DeepFool that know no radius. True moves it to the nearest picture in the ball
-        (RobNet's "DeepFool bounded by 8/255"). False gives the clean picture back: only what the
+        CW and DeepFool that know no radius. True moves it to the nearest picture in the ball.
+        False gives the clean picture back: only what the
         attack itself found inside the ball counts. Where the class computes NaN, the clean picture
         comes back in either case.
     targeted
@@ -79,7 +91,9 @@ class TorchAttack(Attack):
     label
         Name in results; None is ``"torchattacks:CW"``.
     **settings
-        Arguments of the class other than network, radius, norm, seed and number of classes.
+        Arguments of the class other than network, radius, norm, seed and number of classes. Where
+        it takes `alpha` and none is given, that is the class's own share of the radius (its
+        default alpha over its default eps), so that at its default eps it runs as it comes.
 
     Raises
     ------
@@ -104,13 +118,24 @@ class TorchAttack(Attack):
         for key, value in (("project", project), ("targeted", targeted)):
             if not isinstance(value, bool):
                 raise UserError(f"torchattacks:{name}.{key}: {value!r} is not allowed; a bool is")
-        self.project, self.targeted, self.settings = project, targeted, settings
-        self._takes = set(inspect.signature(self._class.__init__).parameters)
+        self.project, self.targeted = project, targeted
+        takes = inspect.signature(self._class.__init__).parameters
+        self._takes = set(takes)
         _check_settings(name, settings, self._takes)
-        bounded = self._takes & {"eps", "max_epsilon"}
-        if bounded and "norm" not in self._takes and (threat.norm == "l2") != (name in _L2_ONLY):
-            works = "l2" if name in _L2_ONLY else "linf"
-            raise UserError(f"torchattacks:{name} works in {works}, not in {threat.norm}")
+        if "norm" not in takes:
+            _check_norm(name, threat.norm)
+        #: Length of a step in pixel units; None where the class has none.
+        self.step_size: float | None = None
+        #: Whether that was asked for.
+        self.own_step = "alpha" in settings
+        if {"alpha", "eps"} <= self._takes:
+            share = takes["alpha"].default / takes["eps"].default
+            self.step_size = settings.setdefault("alpha", share * threat.eps)
+        #: Steps; None where the class does not call them so.
+        self.steps: int | None = settings.get("steps")
+        if self.steps is None and "steps" in takes:
+            self.steps = takes["steps"].default
+        self.settings = settings
 
     def _run(self, victim: Victim, y: Tensor, ball: Ball, noise: Noise) -> Tensor:
         # torchattacks computes in float32; the victim calls the network in the pictures' own type.
@@ -159,53 +184,6 @@ class TorchAttack(Attack):
                 raise UserError(f"{self.label} cannot be targeted: {e}") from None
 
 
-@registry.attacks.register("deepfool")
-class DeepFool(TorchAttack):
-    """DeepFool bounded by the ball, as RobNet's paper reports it.
-
-    Moosavi-Dezfooli et al., "DeepFool: a simple and accurate method to fool deep neural networks"
-    (1511.04599), looks for the smallest Euclidean change and knows no radius; what it finds is
-    moved to the nearest picture in the ball. RobNet's paper names neither steps nor overshoot;
-    these are torchattacks' own. It works picture by picture, so it is slow.
-
-    Parameters
-    ----------
-    threat
-        Ball.
-    steps
-        Most linearisations of the network for a picture.
-    overshoot
-        The change is made longer by this share.
-    label
-        Name in results; None is ``"deepfool"``, with the steps if they are not 50.
-
-    Raises
-    ------
-    UserError
-        If a value is out of range.
-    """
-
-    def __init__(
-        self,
-        threat: ThreatModel,
-        *,
-        steps: int = 50,
-        overshoot: float = 0.02,
-        label: str | None = None,
-    ) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError(f"deepfool.steps: {steps!r} is not allowed; a whole number >= 1 is")
-        if not isinstance(overshoot, (int, float)) or not 0 <= overshoot < float("inf"):
-            raise UserError(f"deepfool.overshoot: {overshoot!r} is not allowed; a number >= 0 is")
-        super().__init__(
-            threat,
-            attack="DeepFool",
-            label=label or f"deepfool{'' if steps == 50 else steps}",
-            steps=steps,
-            overshoot=overshoot,
-        )
-
-
 def _find_class(name: str | None) -> Any:
     """The torchattacks class of that name."""
     try:
@@ -231,6 +209,22 @@ def _find_class(name: str | None) -> Any:
         raise UserError("torchattacks needs the name of a class, such as 'torchattacks:CW'")
     raise UserError(
         f"torchattacks has no attack '{name}'{nearest(name, known)} (known: {', '.join(known)})"
+    )
+
+
+def _check_norm(name: str, norm: str) -> None:
+    """Refuse a class that searches for changes that are small in another norm."""
+    works = _SEARCHES.get(name, "linf")
+    if works in ("any", norm):
+        return
+    advice = f"give norm: {works} (--norm {works})"
+    if works not in get_args(Norm):
+        advice = f"there is no norm {works} here; pgd20 and autoattack work in {norm}"
+    elif name == "DeepFool":
+        advice += ", or take 'deepfool', which has an L∞ form"
+    raise UserError(
+        f"torchattacks:{name} works in {works}, not in {norm}, where it breaks next to nothing "
+        f"whatever the network; {advice}"
     )
 
 

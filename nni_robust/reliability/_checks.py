@@ -35,6 +35,8 @@ CHECKS: Mapping[str, str] = {
     "eps-zero": "does a radius of 0 give the clean answers, after the attacks as before?",
     "rises-with-eps": "does accuracy never rise with eps?",
     "rises-with-steps": "does accuracy never rise with the number of steps?",
+    "reaches-eps": "can the steps of every attack cross the radius?",
+    "weak-attack": "does no attack of many steps break clearly less than one step, or others?",
     "black-box-wins": "does no attack without gradients beat those with?",
     "large-eps": "does accuracy fall to about zero where everything is allowed?",
     "more-steps": "do twice the steps change next to nothing?",

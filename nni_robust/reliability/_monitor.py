@@ -17,6 +17,7 @@ from nni_robust.reliability._checks import CHECKS, Check, Reliability, not_run
 from nni_robust.reliability._examples import Examples
 from nni_robust.reliability._network import NetworkProbe
 from nni_robust.reliability._results import Outcome, compare
+from nni_robust.reliability._strength import reaches_eps, weak_attack
 from nni_robust.reliability._thorough import THOROUGH_PICTURES, Sample, thorough_checks
 
 __all__ = ["Monitor"]
@@ -128,8 +129,10 @@ class Monitor:
             found |= self._named(
                 few_classes(self.attacks, self._probe.classes),
                 attack_mode(self.attacks),
+                reaches_eps(self.attacks),
                 *self._examples.checks(self.model),
                 *compare([self._with_parts(outcome) for outcome in outcomes]),
+                weak_attack([] if nested else outcomes),
             )
             if nested:
                 why = "it cannot fail here: what breaks at one strength counts as broken above it"

@@ -20,6 +20,7 @@ __all__ = [
     "MORE",
     "Outcome",
     "compare",
+    "is_compared",
     "is_continued",
     "large_eps_check",
 ]
@@ -112,6 +113,12 @@ def _step_pairs(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
         for weak, strong in itertools.permutations(ours, 2)
         if weak.attack.threat == strong.attack.threat and _is_longer(strong.attack, weak.attack)
     ]
+
+
+def is_compared(weak: Attack, strong: Attack) -> bool:
+    """Whether ``rises-with-steps`` looks at these two."""
+    ours = isinstance(weak, PGD) and isinstance(strong, PGD)
+    return ours and weak.threat == strong.threat and _is_longer(strong, weak)
 
 
 def is_continued(weak: PGD, strong: PGD) -> bool:

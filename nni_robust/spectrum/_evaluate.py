@@ -160,7 +160,7 @@ def evaluate_spectrum(
         Radii in pixel units, any order, each also as ``"8/255"``; 0 is the clean accuracy.
     attack
         Name or mapping of an untargeted attack, without eps and norm: ``"fgsm"``, ``"pgd20"``,
-        ``"torchattacks:CW"``, ``"autoattack"``. Its default step follows the radius; a mapping may
+        ``"torchattacks:PGD"``, ``"autoattack"``. Its default step follows the radius; a mapping may
         have ``rel_step``, the length of a step in units of eps / steps.
     norm
         ``"linf"`` or ``"l2"``.

@@ -34,6 +34,7 @@ OURS = (
     ("apgd-t3", {"targets": 2}),
     ("fab-t3", {"targets": 2}),
     ("square10", {}),
+    ("deepfool3", {}),
     ("autoattack3", {"queries": 10, "targets": 2}),
     ("torchattacks:PGD", {"steps": 2}),
     ("torchattacks:CW", {"steps": 2}),
@@ -136,8 +137,7 @@ def test_contract(data: st.DataObject) -> None:
     x = data.draw(pictures(channels))
     name, extra = data.draw(st.sampled_from(OURS))
     norm = data.draw(st.sampled_from(("linf", "l2")))
-    if name == "torchattacks:PGD":
-        norm = "linf"
+    norm = {"PGD": "linf", "CW": "l2", "DeepFool": "l2"}.get(name.partition(":")[2], norm)
     eps = data.draw(radii) * (3 if norm == "l2" else 1)
     made = attack(name, eps=eps, norm=norm, **extra)
     net = make_net(data.draw(st.integers(0, 1000)), x.dtype, channels)

@@ -110,7 +110,7 @@ def test_many_steps_weaker_than_one(standard: nn.Module, digits: Any, flags: Fla
 
 def test_attack_that_is_too_short(robust: nn.Module, digits: Any, flags: Flags) -> None:
     short: Any = {"name": "pgd", "steps": 2, "step_size": 0.01, "random_start": False}
-    assert flags(robust, digits, short, thorough=True) == {"more-steps"}
+    assert flags(robust, digits, short, thorough=True) == {"more-steps", "reaches-eps"}
     long = {**short, "steps": 40}  # beside it the short one does not matter
     assert flags(robust, digits, [short, long], thorough=True) == set()
     found = evaluate(robust, digits, short, threat={"eps": EPS}, thorough=True)

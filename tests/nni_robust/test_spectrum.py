@@ -214,8 +214,8 @@ def test_l2_and_other_attacks(trained: Any) -> None:
     assert values == sorted(values, reverse=True)
     assert values[-1] < values[0]
     # An attack that is no gradient loop of ours has no warm start, and the curve still never rises.
-    other = evaluate_spectrum(model, data, (0.05, 0.15), "torchattacks:CW")
-    assert list(other.keys.values()) == ["torchattacks:CW@0.05", "torchattacks:CW@0.15"]
+    other = evaluate_spectrum(model, data, (0.05, 0.15), "torchattacks:PGD")
+    assert list(other.keys.values()) == ["torchattacks:PGD@0.05", "torchattacks:PGD@0.15"]
     assert other.accuracy[0.15] <= other.accuracy[0.05] <= other.clean
 
 

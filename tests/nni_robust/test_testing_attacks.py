@@ -27,7 +27,8 @@ OURS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("mi-fgsm3", {}, ""),
     ("mi-fgsm2", {"random_start": True, "early_stop": True, "restarts": 2}, ""),
     ("cw3", {}, ""),
-    ("deepfool3", {}, "batch"),
+    ("deepfool3", {}, ""),
+    ("deepfool", {}, ""),
     ("torchattacks:PGD", {"steps": 2}, "batch"),
     ("torchattacks:CW", {"steps": 2}, "batch, easy"),
     ("torchattacks:DeepFool", {"steps": 2, "project": False}, "batch"),
@@ -59,8 +60,9 @@ class TestOurs(AttackConformance):
     def _chosen(self, request: pytest.FixtureRequest) -> None:
         self.name, self.settings, unclaimed = request.param
         self.batch_independent, self.strong = "batch" not in unclaimed, "easy" not in unclaimed
-        if self.name == "torchattacks:PGD":  # the class knows no other norm
-            self.radii = {"linf": AttackConformance.radii["linf"]}
+        only = {"PGD": "linf", "CW": "l2", "DeepFool": "l2"}  # these classes know no other norm
+        if norm := only.get(self.name.removeprefix("torchattacks:")):
+            self.radii = {norm: AttackConformance.radii[norm]}
 
     def make_attack(self, threat: ThreatModel) -> Attack:
         return attack(self.name, eps=threat.eps, norm=threat.norm, **self.settings)
