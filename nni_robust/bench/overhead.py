@@ -38,7 +38,8 @@ from torch import nn
 from nni_robust import registry
 from nni_robust.bench._rows import Row, machine
 from nni_robust.errors import UserError
-from nni_robust.nni_adapter.experiment import RobustNasExperiment
+from nni_robust.nni_adapter.experiment import RobustNasExperiment, stop_orphan
+from nni_robust.nni_adapter.terminal import terminate_as_interrupt
 from nni_robust.nni_adapter.warm import PRELOAD
 
 __all__ = ["Overhead", "run_overhead_bench", "summary"]
@@ -141,32 +142,46 @@ def run_overhead_bench(
     Raises
     ------
     UserError
-        If a variant or workload has no such name.
+        If a variant or workload has no such name, or there are too few trials to time.
+    KeyboardInterrupt
+        On Ctrl-C or SIGTERM, after NNI was stopped.
     """
     for given, known in ((settings.variants, VARIANTS), (settings.workloads, _WORKLOADS)):
         for name in given:
             if name not in known:
                 raise UserError(f"'{name}' is not allowed; allowed: {', '.join(known)}")
+    if settings.trials <= max(2, settings.concurrency):
+        raise UserError(
+            f"--trials {settings.trials} is not allowed; more than {max(2, settings.concurrency)} "
+            "are (the first ones start NNI)"
+        )
     silence_stdout()
     rows: list[Row] = []
+    with terminate_as_interrupt():
+        for workload, number, variant in _turns(settings):
+            found = _WORKLOADS[workload](settings, variant)
+            row = {
+                "workload": workload,
+                "variant": variant,
+                "round": number,
+                "trials": settings.trials,
+                "concurrency": settings.concurrency,
+                **{key: round(value, 3) for key, value in found.items()},
+                "load": round(os.getloadavg()[0], 1),
+                **machine(),
+            }
+            rows.append(row)
+            report(f"{workload}, {variant}: " + _line(found))
+    return rows
+
+
+def _turns(settings: Overhead) -> Iterator[tuple[str, int, str]]:
+    """Workload, number of the round and variant, in order."""
     for workload in settings.workloads:
         for number in range(settings.rounds):
             order = list(settings.variants)
             for variant in order if number % 2 == 0 else reversed(order):
-                found = _WORKLOADS[workload](settings, variant)
-                row = {
-                    "workload": workload,
-                    "variant": variant,
-                    "round": number,
-                    "trials": settings.trials,
-                    "concurrency": settings.concurrency,
-                    **{key: round(value, 3) for key, value in found.items()},
-                    "load": round(os.getloadavg()[0], 1),
-                    **machine(),
-                }
-                rows.append(row)
-                report(f"{workload}, {variant}: " + _line(found))
-    return rows
+                yield workload, number, variant
 
 
 def summary(rows: list[Row]) -> list[Row]:
@@ -261,11 +276,15 @@ def _experiment(
                 )
             else:
                 experiment = NasExperiment(space, evaluator, strategy, config)
-            experiment.run(_free_port())
             try:
+                # Not `run`, which takes Ctrl-C for a regular end.
+                experiment.start(_free_port())
                 yield experiment.list_trial_jobs
             finally:
-                experiment.stop()
+                try:
+                    experiment.stop()
+                finally:  # a manager that was interrupted while it started is not known to NNI
+                    stop_orphan(experiment.id)
         finally:
             os.chdir(before)
 
