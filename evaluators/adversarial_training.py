@@ -25,7 +25,7 @@ from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
 from nni_robust.task import Task
 from nni_robust.teacher import source_key
-from nni_robust.training import Recipe
+from nni_robust.training import parse_recipe
 from nni_robust.trial import StoredEvaluator
 
 from ._assessment import assess
@@ -137,7 +137,7 @@ class AdversarialTraining(StoredEvaluator):
         strength_weights: Sequence[float] | None = None,
     ) -> None:
         self.task = parse(Task, task, "task")
-        self.recipe = None if train is None else parse(Recipe, train, "evaluator.train")
+        self.recipe = None if train is None else parse_recipe(train, "evaluator.train")
         self._given_attacks = None if attacks is None else list(attacks)
         self.attacks = scoring_attacks(attacks, self.task.attack, self.task.threat)
         self.attacked = bool(self.attacks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def finish(
     engine: Any,
     best: Mapping[str, Any],
     learned: Mapping[str, Any],
+    on_begin: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Train and test the winner and its rivals; write ``final.json`` and the winner's weights.
 
@@ -158,6 +159,8 @@ def finish(
     learned
         Changes of the evaluator that the search came to besides the architecture, such as the
         tutors of a distillation; all final networks get them.
+    on_begin
+        Called before the first of them is trained.
 
     Returns
     -------
@@ -187,6 +190,7 @@ def finish(
         model = space.freeze(sample)
         model.evaluator = final_evaluator(experiment, space.evaluator, label, learned)
         models.append(model)
+    on_begin()
     engine.budget = engine.submitted + len(models)
     for model in models:
         engine.submit_models(model)

@@ -11,7 +11,6 @@ import torch
 
 from nni_robust import registry
 from nni_robust.architecture.space import open_space
-from nni_robust.attacks import attack_from_spec
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits, load_task
 from nni_robust.errors import UserError
@@ -19,6 +18,7 @@ from nni_robust.nni_adapter.terminal import check_port
 from nni_robust.sampling import draw_distinct
 from nni_robust.training import check_logs
 
+from ._settings import check_settings
 from ._trials import manager_ip, platform, serves_store, training_service, trial_interpreter
 from .schema import Experiment
 
@@ -39,22 +39,8 @@ def preflight(experiment: Experiment) -> DataSplits:
     """
     data = load_task(experiment.task)
     evaluator = build_evaluator(experiment, store=None)
-    recipes = {"evaluator.train": getattr(evaluator, "recipe", None)}
-    if experiment.final is not None:
-        recipes["final.train"] = experiment.final.train
-        for spec in experiment.final.attacks:
-            attack_from_spec(spec, experiment.task.threat)
-    for spec in getattr(evaluator, "attacks", []):
-        attack_from_spec(spec, experiment.task.threat)
     strategy = build_strategy(experiment)
-    recipes["strategy.supernet"] = getattr(strategy, "recipe", None)
-    for where, recipe in recipes.items():
-        if recipe is not None and recipe.batch_size > len(data.train):
-            raise UserError(
-                f"{where}.batch_size: {recipe.batch_size} is larger than the {len(data.train)} "
-                "training "
-                f"pictures of {data.name}"
-            )
+    check_settings(experiment, evaluator, strategy, data)
     if getattr(strategy, "trials", None) is None and experiment.nni.trials is None:
         raise UserError(
             f"nni.trials is missing: strategy '{experiment.strategy.name}' does not say how "

@@ -127,7 +127,16 @@ def search(
                 if settings.final is not None:
                     report("the search is done; training the final networks")
                 learned = strategy.final_settings() if hasattr(strategy, "final_settings") else {}
-                finish(run, settings, data, nni.executable_space, nni.engine, best, learned)
+                finish(
+                    run,
+                    settings,
+                    data,
+                    nni.executable_space,
+                    nni.engine,
+                    best,
+                    learned,
+                    state.final_begins,
+                )
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"

@@ -78,20 +78,27 @@ def begin(run: Path, settings: Experiment) -> dict[str, Any]:
         "seconds": 0.0,
         "nni": [],
         "settings": _comparable(settings.as_mapping()),
+        "final_begun": _winner_is_known(run),  # where run.json was lost
     }
     write_json(run / "run.json", value)
     return value
 
 
-def other_settings(run: Path, settings: Experiment) -> str | None:
+def other_settings(run: Path, settings: Experiment, *, new_final: bool = False) -> str | None:
     """How settings differ from those that a run was begun with; None if they do not.
 
-    Settings below ``nni`` may differ: they say how trials run, and not what comes out of them.
+    Settings below ``nni`` may differ: they say how trials run, and not what comes out of them. With
+    `new_final` those below ``final`` may, too, until the first final network has begun: no result
+    of the search depends on them.
     """
-    kept = (read_state(run) or {}).get("settings")
+    state = read_state(run) or {}
+    kept = state.get("settings")
     if kept is None:  # begun by a version that kept them in config.yaml only
         kept = _comparable(read_yaml(run / "config.yaml"))
-    then, now = _flat(kept), _flat(_comparable(settings.as_mapping()))
+    current = _comparable(settings.as_mapping())
+    if new_final and not state.get("final_begun", _winner_is_known(run)):
+        kept, current = ({**value, "final": None} for value in (kept, current))
+    then, now = _flat(kept), _flat(current)
     changed = [
         f"{key}: {then.get(key, '(absent)')!r} there, {now.get(key, '(absent)')!r} now"
         for key in sorted({*then, *now})
@@ -101,6 +108,11 @@ def other_settings(run: Path, settings: Experiment) -> str | None:
 
 
 _ABSENT = object()
+
+
+def _winner_is_known(run: Path) -> bool:
+    """Whether final networks may have begun, as far as the folder's other files say."""
+    return (run / "best.yaml").exists()
 
 
 def _comparable(settings: Any) -> dict[str, Any]:
@@ -141,7 +153,7 @@ class RunState:
         # Without config.yaml it was killed before any work, maybe under other settings.
         kept = read_state(run) if (run / "config.yaml").is_file() else None
         self.value = kept or begin(run, settings)
-        self.value.setdefault("settings", _comparable(settings.as_mapping()))
+        self.value["settings"] = _comparable(settings.as_mapping())  # maybe with another final
         self.before = float(self.value["seconds"])
         self.value.update(status="running", versions=_versions(), machine=_machine())
         if store != run / "store":
@@ -150,6 +162,11 @@ class RunState:
 
     def started(self, experiment_id: str, url: str | None) -> None:
         self.value["nni"].append({"id": experiment_id, "url": url, "started": _now()})
+        write_json(self.path, self.value)
+
+    def final_begins(self) -> None:
+        """From now on the settings of the final networks may not change."""
+        self.value["final_begun"] = True
         write_json(self.path, self.value)
 
     def ended(self, status: str) -> None:

@@ -163,7 +163,7 @@ def open_run(
         if out is not None and Path(out).resolve() != folder.resolve():
             raise UserError(f"--out '{out}' is not the run folder '{experiment}' to resume")
         settings = load_experiment(str(folder / "config.yaml"), changes)
-        same_settings(folder, settings)
+        same_settings(folder, settings, new_final=True)
         return settings, folder.resolve()
     settings = load_experiment(experiment, changes)
     if not resume:
@@ -178,7 +178,7 @@ def open_run(
         if run.is_dir() and any(run.iterdir()) and _untouched(run):
             return settings, run.resolve()  # killed before any work
         raise UserError(f"nothing to resume: '{run}' holds no run")
-    same_settings(run, settings)
+    same_settings(run, settings, new_final=True)
     return settings, run.resolve()
 
 
@@ -203,19 +203,25 @@ def _latest(base: Path) -> Path:
     return max(taken, key=lambda p: (p / "config.yaml").stat().st_mtime, default=base)
 
 
-def same_settings(run: Path, settings: Experiment) -> None:
+def same_settings(run: Path, settings: Experiment, *, new_final: bool = False) -> None:
     """Refuse to go on under other settings: the results in the folder would not fit them.
+
+    Parameters
+    ----------
+    new_final
+        Those below ``final`` may change until the first final network has begun.
 
     Raises
     ------
     UserError
         With every setting that is another than when the run was begun.
     """
-    changed = other_settings(run, settings)
+    changed = other_settings(run, settings, new_final=new_final)
     if changed:
+        also = " at any time, and final.* until the first final network has begun"
         raise UserError(
-            f"'{run}' was begun with other settings: {changed}. Only nni.* may change; undo the "
-            "change, or start a new run in another folder"
+            f"'{run}' was begun with other settings: {changed}. Only nni.* may change"
+            f"{also if new_final else ''}; undo the change, or start a new run in another folder"
         )
 
 

@@ -28,7 +28,7 @@ from nni_robust.errors import UserError
 from nni_robust.evaluation import evaluate
 from nni_robust.store import content_key, open_store
 from nni_robust.task import Task
-from nni_robust.training import Recipe, save_weights, train
+from nni_robust.training import parse_recipe, save_weights, train
 from nni_robust.trial import CurveReporter, StoredEvaluator, default_device
 
 __all__ = ["TeacherTraining"]
@@ -89,7 +89,7 @@ class TeacherTraining(StoredEvaluator):
             raise UserError("task.teacher is missing: there is no teacher to train or load")
         self.teacher = self.task.teacher
         recipe = self.teacher.train
-        self.recipe = None if recipe is None else parse(Recipe, recipe, "task.teacher.train")
+        self.recipe = None if recipe is None else parse_recipe(recipe, "task.teacher.train")
         self.attacks = scoring_attacks(attacks, self.task.attack, self.task.threat)
         self.store, self.seed, self.score_limit = store, seed, score_limit
 

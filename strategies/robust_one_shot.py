@@ -32,7 +32,7 @@ from nni_robust.data import load_task
 from nni_robust.errors import UserError, nearest
 from nni_robust.sampling import Sample, draw, draw_distinct
 from nni_robust.store import Store
-from nni_robust.training import Recipe
+from nni_robust.training import parse_recipe
 
 from ._phases import PhasedStrategy, blank_space, check_supernet, supernet_recipe
 from ._screening import FspScreening, Screen, hand_over, survivors
@@ -91,7 +91,7 @@ class RobustOneShot(PhasedStrategy):
         self.screen = None if screen is None else parse(Screen, screen, "strategy.screen")
         self.candidates = candidates if self.screen is None else self.screen.most(candidates)
         self.uniform, self.seed = uniform, seed
-        self.recipe = None if supernet is None else parse(Recipe, supernet, "strategy.supernet")
+        self.recipe = None if supernet is None else parse_recipe(supernet, "strategy.supernet")
         self.require = _bounds(require or {})
         self.samples: list[Sample] = []
         self.scores: dict[int, float] = {}

@@ -41,7 +41,7 @@ from nni_robust.errors import UserError
 from nni_robust.predictor import make_encoding
 from nni_robust.sampling import Sample, draw_distinct
 from nni_robust.store import write_json
-from nni_robust.training import Recipe
+from nni_robust.training import parse_recipe
 
 from ._phases import PhasedStrategy, check_supernet, supernet_recipe
 from ._wide_spectrum_comparison import Comparison, SignalComparison
@@ -165,7 +165,7 @@ class WideSpectrumSearch(PhasedStrategy):
             )
         self.per_search, self.seed, self.seeds = candidates, seed, seeds
         self.candidates = candidates * len(self.searches) * seeds
-        self.recipe = None if supernet is None else parse(Recipe, supernet, "strategy.supernet")
+        self.recipe = None if supernet is None else parse_recipe(supernet, "strategy.supernet")
         self.found: list[dict[str, Any]] = []
         self.compared: list[dict[str, Any]] = []
 

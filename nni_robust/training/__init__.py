@@ -8,7 +8,8 @@ from nni_robust.training._records import (
     TrainingDiverged,
     TrainResult,
 )
-from nni_robust.training._setup import check_training
+from nni_robust.training._sections import in_section, parse_recipe
+from nni_robust.training._setup import check_recipe, check_training
 from nni_robust.training.batchnorm import recalibrate_bn
 from nni_robust.training.curve import read_curve
 from nni_robust.training.hooks import Hook, StatefulHook
@@ -34,11 +35,14 @@ __all__ = [
     "TrainingDiverged",
     "TrainingLog",
     "check_logs",
+    "check_recipe",
     "check_training",
+    "in_section",
     "list_recipes",
     "load_recipe",
     "load_weights",
     "open_logs",
+    "parse_recipe",
     "read_curve",
     "recalibrate_bn",
     "save_weights",

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_robust.attacks import attack_from_spec, undisturbed
+from nni_robust._pictures import make_attacks
+from nni_robust.attacks import undisturbed
 from nni_robust.attacks._compile import need_compiler
 from nni_robust.config import as_mapping
 from nni_robust.data import DataSplits
 from nni_robust.data.augment import check_augment
-from nni_robust.errors import UserError
+from nni_robust.errors import UserError, nearest
 from nni_robust.store import content_key, read_json
 from nni_robust.threat import ThreatModel
 from nni_robust.training._records import EpochRecord
@@ -28,6 +29,7 @@ __all__ = [
     "RESULT",
     "Forwards",
     "build_optimizer",
+    "check_recipe",
     "check_training",
     "fingerprint",
     "finished_result",
@@ -51,6 +53,56 @@ class Forwards(nn.Module):
     def forward(self, *batches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits (N, K) of each batch (N, C, H, W)."""
         return tuple(self.model(x) for x in batches)
+
+
+def check_recipe(
+    recipe: Recipe, data: DataSplits, threat: ThreatModel, *, validate: bool = True
+) -> None:
+    """Refuse a recipe that does not suit the data, the threat or the installed software.
+
+    Parameters
+    ----------
+    recipe, data, threat, validate
+        See :func:`nni_robust.training.train`.
+
+    Raises
+    ------
+    UserError
+        If the batch is larger than the data, an augmentation does not suit the data, there is
+        nothing to validate on, an attack's settings are impossible, or nothing is called like the
+        accelerator.
+    """
+    if recipe.batch_size > len(data.train):
+        raise UserError(
+            f"batch_size: {recipe.batch_size} is not allowed; '{data.name}' has only "
+            f"{len(data.train)} training pictures"
+        )
+    if recipe.augment is not None:
+        check_augment(recipe.augment, streamed=data.train.streamed, mixing=True)
+    if validate and len(data.validation) == 0:
+        raise UserError(
+            f"'{data.name}' has no search-validation pictures to validate on; give a share > 0 as "
+            "validation, or train without validating"
+        )
+    if recipe.keep == "best" and not validate:
+        raise UserError("keep: 'best' is not allowed without validating; 'last' is")
+    build_loss(recipe, threat)  # checks the settings of its attack
+    if recipe.attack.compile:
+        need_compiler()
+    if recipe.validation_attack is not None:
+        try:
+            make_attacks([recipe.validation_attack], threat)
+        except UserError as e:
+            raise UserError(f"validation_attack: {e}") from None
+    if recipe.accelerator not in _ACCELERATORS:
+        raise UserError(
+            f"accelerator: {recipe.accelerator!r} is not allowed"
+            f"{nearest(recipe.accelerator, _ACCELERATORS)} (allowed: {', '.join(_ACCELERATORS)})"
+        )
+
+
+#: Fabric's names.
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 
 
 def check_training(
@@ -79,25 +131,7 @@ def check_training(
         augmentation does not suit the data, there is nothing to validate on, an attack's settings
         are impossible, or the output of network or teacher does not fit.
     """
-    if recipe.batch_size > len(data.train):
-        raise UserError(
-            f"batch_size: {recipe.batch_size} is not allowed; '{data.name}' has only "
-            f"{len(data.train)} training pictures"
-        )
-    if recipe.augment is not None:
-        check_augment(recipe.augment, streamed=data.train.streamed, mixing=True)
-    if validate and len(data.validation) == 0:
-        raise UserError(
-            f"'{data.name}' has no search-validation pictures to validate on; give a share > 0 as "
-            "validation, or train without validating"
-        )
-    if recipe.keep == "best" and not validate:
-        raise UserError("keep: 'best' is not allowed without validating; 'last' is")
-    build_loss(recipe, threat)  # checks the settings of its attack
-    if recipe.attack.compile:
-        need_compiler()
-    if recipe.validation_attack is not None:
-        attack_from_spec(recipe.validation_attack, threat)
+    check_recipe(recipe, data, threat, validate=validate)
     if recipe.needs_teacher and teacher is None:
         what = "distillation" if recipe.loss not in TAUGHT else f"loss: '{recipe.loss}'"
         raise UserError(f"{what} is not allowed without a teacher")

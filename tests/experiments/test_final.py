@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nni_robust import load_architecture
 from nni_robust.data import load_task
+from nni_robust.errors import UserError
 from nni_robust.evaluation import eps_curve
 from nni_robust.experiments import load_experiment, run_experiment
 from nni_robust.experiments._final import undefended
-from nni_robust.store import read_json
+from nni_robust.store import read_json, read_records
 from nni_robust.training import Recipe, list_recipes, load_recipe
 
 Write = Callable[..., str]
@@ -117,3 +120,60 @@ def test_every_shipped_recipe_has_an_undefended_form(name: str) -> None:
     assert clean.loss == "clean"
     assert (clean.epochs, clean.lr, clean.schedule) == (recipe.epochs, recipe.lr, recipe.schedule)
     assert undefended(Recipe(loss="trades", clean_epochs=3)).clean_epochs == 0
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def stopped(line: str) -> None:
+    """Ctrl-C between the search and the final networks."""
+    if "training the final networks" in line:
+        raise KeyboardInterrupt
+
+
+def test_final_may_change_until_it_has_begun(experiment_file: Write) -> None:
+    small = {"depths": [1, 1, 1], "widths": [3, 3, 3], "stem_channels": 2, "base_channels": 2}
+    sections = {
+        "space": {"name": "wide-resnet", **small},
+        "strategy": "random",
+        "evaluator": EVALUATOR,
+        "nni": {"engine": "sequential", "trials": 2},
+    }
+    file = experiment_file(**sections, final={**FINAL, "rivals": ["random"], "limit": 8})
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(file, out="run", html=False, report=stopped)
+    run = Path("run").resolve()
+    found = {p: p.stat().st_mtime_ns for p in run.glob("store/*/record.json")}
+    records = read_records(run / "candidates.jsonl")
+    assert len(found) == len(records) == 2
+
+    file = experiment_file(**sections, final={**FINAL, "rivals": [], "limit": 16})
+    with pytest.raises(UserError, match=r"seed: 0 there, 7 now\. Only nni.* may change"):
+        run_experiment(file, out="run", resume=True, overrides=["seed=7"], report=quiet)
+    run_experiment(file, out="run", resume=True, html=False, report=quiet)
+    (best,) = read_json(run / "final.json")["networks"]
+    assert best["pictures"] == 16
+    assert read_records(run / "candidates.jsonl") == records
+    assert {p: p.stat().st_mtime_ns for p in found} == found  # no trial of the search was repeated
+    assert len(list(run.glob("store/*/record.json"))) == 3
+    assert yaml.safe_load((run / "config.yaml").read_text())["final"]["limit"] == 16
+
+    before = (run / "final.json").read_bytes()
+    for limit in (8, 32):
+        with pytest.raises(UserError, match=f"final.limit: 16 there, {limit} now.*until the first"):
+            run_experiment(str(run), resume=True, overrides=[f"final.limit={limit}"], report=quiet)
+    (run / "run.json").unlink()  # lost: best.yaml says that the search had come to its end
+    with pytest.raises(UserError, match=r"final\.limit: 16 there, 8 now"):
+        run_experiment(str(run), resume=True, overrides=["final.limit=8"], report=quiet)
+    run_experiment(str(run), resume=True, html=False, report=quiet)
+    assert (run / "final.json").read_bytes() == before
+
+
+def test_a_finished_search_may_get_a_final_phase(experiment_file: Write) -> None:
+    run = run_final(experiment_file, [2, 1, 1], 2, final=None)
+    assert not (run / "final.json").exists()
+    wanted = json.dumps({**FINAL, "rivals": []})
+    run_experiment(str(run), resume=True, overrides=[f"final={wanted}"], report=quiet)
+    assert [n["label"] for n in read_json(run / "final.json")["networks"]] == ["best"]
+    assert [r["phase"] for r in read_records(run / "candidates.jsonl")] == ["candidate"] * 2

@@ -365,7 +365,7 @@ class Two(nn.Module):
         (None, {"augment": ("resized-crop",)}, "needs streamed pictures"),
         (None, {"validation_attack": "pdg10"}, "pdg10"),
         (None, {"accelerator": "gpu", "devices": 99}, "cannot be used on this machine"),
-        (None, {"accelerator": "abacus"}, "cannot be used on this machine"),
+        (None, {"accelerator": "abacus"}, "accelerator: 'abacus' is not allowed"),
         (network(classes=3), {}, "knows 3 classes; 'toy' has 4"),
         (nn.Flatten(), {}, "has no weights to train"),
         (Two(lambda x, w: x * w), {}, "must be .N, classes."),
