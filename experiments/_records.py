@@ -114,6 +114,8 @@ def _line(record: dict[str, Any], total: int | None, before: int) -> str:
     name = record["phase"]
     if name == "candidate":
         name = f"candidate {record['index'] - before + 1}" + (f" of {total}" if total else "")
+        # Its number in tables and in candidates.jsonl, where a supernet counts, too.
+        name += f" (trial {record['index']})"
     if record["status"] != "ok":
         return f"{name}: failed: {record['error']}"
     metrics = record["metrics"]

@@ -62,7 +62,9 @@ def test_a_run_from_file_to_report_and_again(experiment_file: Write, tmp_path: P
     assert [r["phase"] for r in records] == ["supernet"] + ["candidate"] * 3
     assert all(r["status"] == "ok" for r in records)
     assert len({json.dumps(r["sample"], sort_keys=True) for r in records[1:]}) == 3
-    assert [line.split(":")[0] for line in lines[:2]] == ["supernet", "candidate 1 of 3"]
+    told = [line.split(":")[0] for line in lines[:3]]
+    assert told == ["supernet", "candidate 1 of 3 (trial 1)", "candidate 2 of 3 (trial 2)"]
+    assert [r["index"] for r in records] == [0, 1, 2, 3]
 
     # The winner is the best score, and its file builds the network that was trained and tested.
     best = max(r["metrics"]["default"] for r in records[1:])
@@ -128,9 +130,12 @@ def test_nni_strategies_run_on_the_space(
     file = experiment_file(
         strategy=arguments, final=None, nni={"engine": "sequential", "trials": 3}
     )
-    run = run_experiment(file, out=str(tmp_path / "run"), report=quiet)
+    lines: list[str] = []
+    run = run_experiment(file, out=str(tmp_path / "run"), report=lines.append)
     records = read_records(run / "candidates.jsonl")
     assert [r["status"] for r in records] == ["ok"] * 3
+    numbers = [(r["index"], line.split(":")[0]) for r, line in zip(records, lines, strict=False)]
+    assert numbers == [(n, f"candidate {n + 1} of 3 (trial {n})") for n in range(3)]
     assert load_architecture(str(run / "best.yaml")).cost().params > 0
 
 

@@ -119,7 +119,7 @@ def test_screening_fine_tunes_the_least_moved_only(tmp_path: Path) -> None:
     assert [r["phase"] for r in records] == ["supernet", "screening"] + ["candidate"] * 3
     assert [line.split(":")[0] for line in lines[1:5]] == [
         "screening",
-        *(f"candidate {k} of 3" for k in (1, 2, 3)),
+        *(f"candidate {k} of 3 (trial {k + 1})" for k in (1, 2, 3)),
     ]
 
     # Ranked by hand over the stored distances: the three smallest means of the last two cells.
