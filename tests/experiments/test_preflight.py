@@ -184,6 +184,19 @@ def test_attacks_of_recipes(
             "task.teacher.train.loss: a teacher has no teacher to learn from",
         ),
         ({"task": {"validation": 0}}, "no search-validation pictures"),
+        ({"evaluator": {"score_limit": 0}}, "evaluator.score_limit: 0 is not allowed"),
+        ({"evaluator": {"score_limit": "x"}}, "evaluator.score_limit: 'x' is not allowed"),
+        ({"evaluator": {"recalibrate_batches": -1}}, "evaluator.recalibrate_batches: -1 is not"),
+        ({"evaluator": {"strengths": [0.1, 2]}}, "evaluator.strengths: 2.0 is not allowed"),
+        ({"evaluator": {"strengths": ["x"]}}, "evaluator.strengths: 'x' is not allowed"),
+        (
+            {"evaluator": {"strengths": [0.1, 0.2], "strength_weights": [1]}},
+            "evaluator.strength_weights: 1 for 2 strengths",
+        ),
+        (
+            {"evaluator": {"strengths": [0.1], "strength_weights": [-1]}},
+            "evaluator.strength_weights: -1 is not allowed",
+        ),
         ({"evaluator": {"attacks": ["pgd3", "pgd3"]}}, "evaluator.attacks: two attacks are called"),
     ],
 )
