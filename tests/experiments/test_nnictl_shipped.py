@@ -15,7 +15,7 @@ from nni_robust.experiments import load_experiment, shipped
 #: What to set where the sentence says that data, weights or a GPU are not there.
 _INSTEAD = {
     "data set 'cifar10': a folder": ["task.dataset=blank"],
-    "final.train.batch_size: 400 is larger": ["final.train.batch_size=64"],  # than all of blank
+    "final.train.batch_size: 400 is not": ["final.train.batch_size=64"],  # than all of blank
     "no table ": ["evaluator.table=synthetic:wrn"],
     "nni.trial_gpus: 1 is more than": ["nni.trial_gpus=0"],
     "wrn-34-10.safetensors": ["task.teacher.weights=null", "task.teacher.train={epochs: 1}"],
