@@ -12,7 +12,7 @@ from nni_robust.cli._console import print_json, say
 from nni_robust.errors import UserError
 
 if TYPE_CHECKING:
-    from nni_robust.exchange import Trained
+    from nni_robust.exchange import Exported, Trained
 
 __all__ = ["add_arguments", "execute"]
 
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a trained network in the layout of model hubs: model.safetensors, config.json with "
         "the architecture and the weights' sha256, a model card and the figures. The folder works "
-        "wherever an architecture file does, and nni_robust.load(DIR) gives the network."
+        "wherever an architecture file does, and nni_robust.load(DIR) gives the network. Where an "
+        "earlier export of the same weights lies, its other forms and figures stay; a card that "
+        "was changed by hand is kept as README.md.before."
     )
     parser.add_argument(
         "source",
@@ -74,12 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Write the folder, and say what is in it."""
-    from nni_robust.exchange import export_folder, leaderboard_entry, read_trained, with_results
-    from nni_robust.store import write_json
+    from nni_robust.exchange import export_folder, read_trained, with_results
 
     set_threads(args)
     trained = with_results(read_trained(args.source), args.results)
-    place, entry = leaderboard_entry(trained) if args.robustbench else ("", None)
     extras = [
         name
         for name, wanted in (
@@ -93,36 +93,58 @@ def execute(args: argparse.Namespace) -> int:
     made = not Path(args.to).exists()
     writable_folder(args.to, "--to")
     try:
-        done = export_folder(trained, args.to, extras=extras, real=real, real_name=real_name)
+        done = export_folder(
+            trained,
+            args.to,
+            extras=extras,
+            real=real,
+            real_name=real_name,
+            robustbench=args.robustbench,
+        )
     except BaseException:
         if made:
             with contextlib.suppress(OSError):
                 Path(args.to).rmdir()
         raise
-    files = list(done.files)
-    if entry is not None:
-        write_json(Path(args.to, "robustbench.json"), entry)
-        files.append("robustbench.json")
     if args.json:
         print_json(
             {
                 "folder": args.to,
                 "architecture": trained.architecture.name,
-                "files": files,
+                "files": done.files,
                 "differences": done.differences,
                 "compared_on": done.pictures,
-                "robustbench": place or None,
+                "robustbench": done.entry_belongs or None,
+                "kept": done.kept,
+                "removed": done.removed,
+                "saved": done.saved,
             }
         )
         return 0
-    print(f"wrote {args.to}: {', '.join(files)}")
+    print(f"wrote {args.to}: {', '.join(done.files)}")
+    for line in _of_earlier(done):
+        print(line)
     for name, difference in done.differences.items():
         print(f"{name}: largest difference of a logit {difference:.1e} on {done.pictures}")
-    if entry is not None:
-        print(f"robustbench.json belongs in {place} of RobustBench; fill in what is marked there")
-    if not trained.evaluations:
+    if done.entry_belongs:
+        print(
+            f"robustbench.json belongs in {done.entry_belongs} of RobustBench; fill in what is "
+            "marked there"
+        )
+    if not done.trained.evaluations:
         say("no figures are known; `nni-robust evaluate … --json` and --results add some")
     return 0
+
+
+def _of_earlier(done: Exported) -> list[str]:
+    """One line on what became of an earlier export's files, where there was something to tell."""
+    parts = []
+    if done.kept:
+        parts.append(f"kept {', '.join(done.kept)}, of the same weights")
+    if done.removed:
+        parts.append(f"removed {', '.join(done.removed)}, of other weights")
+    parts += [f"{old} had been changed and is now {new}" for old, new in done.saved.items()]
+    return [f"earlier export: {'; '.join(parts)}"] if parts else []
 
 
 def _real_pictures(args: argparse.Namespace, trained: Trained) -> tuple[Any, str]:

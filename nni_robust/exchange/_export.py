@@ -16,8 +16,10 @@ from nni_robust.errors import UserError
 from nni_robust.store import atomic_path, write_json, write_text
 
 from ._card import card
+from ._earlier import BEFORE, ENTRY, Earlier, is_ours, read_earlier
 from ._folder import CARD, CONFIG, RESULTS, WEIGHTS, config_of, is_folder, sha256_of
 from ._records import Trained
+from .robustbench import leaderboard_entry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,12 +53,25 @@ class Exported:
         Of each extra form: the largest difference of a logit from the network's.
     pictures
         What logits were compared on, in words; empty without extra forms.
+    trained
+        The records that were written, those of an earlier export of the same weights among them.
+    entry_belongs
+        Where ``robustbench.json`` belongs in RobustBench's repository; empty without one.
+    kept, removed
+        Files of an earlier export that stayed, as it was of the same weights, and that went.
+    saved
+        Files of it that had been changed by hand: name to where the old text is now.
     """
 
     folder: Path
     files: list[str]
     differences: dict[str, float]
-    pictures: str = ""
+    pictures: str
+    trained: Trained
+    entry_belongs: str = ""
+    kept: list[str] = dataclasses.field(default_factory=list)
+    removed: list[str] = dataclasses.field(default_factory=list)
+    saved: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(source: str | Path) -> nn.Module:
@@ -88,8 +103,11 @@ def export_folder(
     extras: Sequence[str] = (),
     real: Any = None,
     real_name: str = "",
+    robustbench: bool = False,
 ) -> Exported:
     """Write a trained network with its records as a folder that others can load.
+
+    What an earlier export of the same weights has besides (other forms, more figures) stays.
 
     Parameters
     ----------
@@ -105,30 +123,48 @@ def export_folder(
         Real pictures for that check, (N, C, H, W), float in [0, 1], or None.
     real_name
         What they are.
+    robustbench
+        Also write ``robustbench.json``, see :func:`leaderboard_entry`.
 
     Raises
     ------
     UserError
         If the folder is not free, the weights do not fit, an extra form cannot be made, needs a
-        package that is missing, or differs from the network.
+        package that is missing, or differs from the network; or if there is no entry for
+        RobustBench.
     """
     folder, architecture = Path(folder), trained.architecture
-    if folder.is_dir() and not is_folder(folder) and set(os.listdir(folder)) - {_STAGING}:
+    names = [WEIGHTS, CONFIG, RESULTS, CARD, *(file for file, _ in EXTRAS.values()), ENTRY]
+    if folder.is_dir() and not is_ours(folder, names, _STAGING):
         raise UserError(f"--to '{folder}' holds something else; choose an empty or a new folder")
     if is_folder(folder) and architecture.weights == folder / WEIGHTS:
         raise UserError(f"--to '{folder}' is what is exported; choose another folder")
     from nni_robust.training.weights import save_weights
 
     network = architecture.build().eval()
-    with _staged(folder) as staging:
+    with _staged(folder) as (staging, gone):
         weights = staging / WEIGHTS
         if architecture.weights is not None and architecture.weights.suffix == ".safetensors":
             with atomic_path(weights) as temporary:
                 shutil.copyfile(architecture.weights, temporary)
         else:
             save_weights(network, weights)
-        differences, said = _extras(trained, staging, network, extras, real, real_name)
         config, cost = config_of(architecture, weights), architecture.cost()
+        earlier = read_earlier(folder, config)
+        trained = earlier.added_to(trained)
+        belongs, entry = leaderboard_entry(trained) if robustbench else ("", None)
+        if entry is not None:
+            write_json(staging / ENTRY, entry)
+        differences = _extras(trained, staging, network, extras, real)
+        pictures = _pictures(real, real_name) if differences else ""
+        made = [EXTRAS[name][0] for name in differences] + [ENTRY] * (entry is not None)
+        kept, removed = earlier.divide([*(file for file, _ in EXTRAS.values()), ENTRY], made)
+        records: dict[str, dict[str, Any]] = {name: earlier.record(name) for name in kept}
+        for name, difference in differences.items():
+            records[EXTRAS[name][0]] = {"difference": difference, "compared_on": pictures}
+        write_text(staging / CARD, card(trained, cost, config, _lines(records, earlier, kept)))
+        for name in (CARD, *made):
+            records.setdefault(name, {})["sha256"] = sha256_of(staging / name)
         write_json(
             staging / RESULTS,
             {
@@ -137,29 +173,56 @@ def export_folder(
                 "cost": as_mapping(cost),
                 "training": trained.training,
                 "evaluations": list(trained.evaluations),
+                "files": records,
             },
         )
-        lines = [f"`{EXTRAS[name][0]}` {EXTRAS[name][1]}; {text}" for name, text in said.items()]
-        write_text(staging / CARD, card(trained, cost, config, lines))
         write_json(staging / CONFIG, config)
-    files = [WEIGHTS, CONFIG, RESULTS, CARD, *(EXTRAS[name][0] for name in said)]
-    return Exported(folder, files, differences, _pictures(real, real_name) if said else "")
+        saved = earlier.save_edited([CARD, *made, *removed], staging)
+        if not earlier.same:  # until all is there, it is no network
+            gone += [CONFIG, *removed]
+    files = [WEIGHTS, CONFIG, RESULTS, CARD, *made]
+    return Exported(folder, files, differences, pictures, trained, belongs, kept, removed, saved)
+
+
+def _lines(records: Mapping[str, Any], earlier: Earlier, kept: Sequence[str]) -> list[str]:
+    """What the card says of the other forms."""
+    lines = []
+    for file, what in EXTRAS.values():
+        record = records.get(file)
+        if record is None:
+            continue
+        if file in kept and earlier.edited(file):
+            text = "changed by hand since it was compared with the network"
+        elif "difference" in record:
+            difference, pictures = record["difference"], record["compared_on"]
+            text = f"largest difference of a logit on {pictures}: {difference:.1e}"
+        else:
+            text = "of an earlier export, which did not record how far it is from the network"
+        lines.append(f"`{file}` {what}; {text}")
+    return lines
 
 
 @contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to build in; its files move to `folder` on a clean exit, and never else."""
+def _staged(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Give a folder to build in, and a list for the old files that are to go first.
+
+    The new files move to `folder` on a clean exit, and never else.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    staging = folder / _STAGING
+    staging, gone = folder / _STAGING, list[str]()
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         staging.mkdir(parents=True)
-        yield staging
-        (folder / CONFIG).unlink(missing_ok=True)  # until all is there, it is no network
-        for name, _ in EXTRAS.values():
+        yield staging, gone
+        # Saved texts come first: at no time are they in neither place. Then what marks an export.
+        new = sorted((path.name for path in staging.iterdir()), key=_turn)
+        saved = [name for name in new if BEFORE in name]
+        for name in saved:
+            os.replace(staging / name, folder / name)
+        for name in gone:
             (folder / name).unlink(missing_ok=True)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG):
-            os.replace(path, folder / path.name)
+        for name in new[len(saved) :]:
+            os.replace(staging / name, folder / name)
         staging.rmdir()
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -169,24 +232,23 @@ def _staged(folder: Path) -> Iterator[Path]:
         raise
 
 
+def _turn(name: str) -> int:
+    return 0 if BEFORE in name else {RESULTS: 1, CONFIG: 3}.get(name, 2)
+
+
 def _pictures(real: Any, name: str) -> str:
     real_part = f" and {len(real)} of {name}" if real is not None else ""
     return f"random pictures{real_part}"
 
 
 def _extras(
-    trained: Trained,
-    folder: Path,
-    network: nn.Module,
-    extras: Sequence[str],
-    real: Any,
-    real_name: str,
-) -> tuple[dict[str, float], Mapping[str, str]]:
-    """Write and check the extra forms; the largest differences, and a clause on each."""
+    trained: Trained, folder: Path, network: nn.Module, extras: Sequence[str], real: Any
+) -> dict[str, float]:
+    """Write and check the extra forms; the largest difference of each."""
     from . import _forms
     from .standalone import load_standalone, standalone_source
 
-    shape, differences, said = trained.architecture.input_shape, {}, {}
+    shape, differences = trained.architecture.input_shape, {}
     for extra in extras:
         path = folder / EXTRAS[extra][0]
         if extra == "onnx":
@@ -197,9 +259,5 @@ def _extras(
             classes, sha = trained.architecture.num_classes, sha256_of(folder / WEIGHTS)
             write_text(path, standalone_source(network, shape, classes, sha, path.name))
             forward = load_standalone(path)
-        difference = _forms.compare(network, forward, shape, real, what=extra)
-        differences[extra] = difference
-        said[extra] = (
-            f"largest difference of a logit on {_pictures(real, real_name)}: {difference:.1e}"
-        )
-    return differences, said
+        differences[extra] = _forms.compare(network, forward, shape, real, what=extra)
+    return differences
