@@ -5,6 +5,7 @@ The names below are imported on first use, so that ``import nni_robust`` costs n
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,16 @@ _HOMES = {
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "search_spaces").is_dir():
     __path__.append(str(_checkout))
+
+# NNI wraps torch's layers on import and tells of two new names in torch.nn that are no layers and
+# that it passes on as they are. The first import of it may be anywhere below, and nothing else is
+# hidden. (NNI 3.0 with torch 2.13.)
+warnings.filterwarnings(
+    "ignore",
+    message=r".* is found to be not a nn\.Module",
+    category=RuntimeWarning,
+    module=r"nni\.nas\.nn\.pytorch\.layers$",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -141,3 +141,21 @@ def test_the_changelog_has_a_place_for_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", text, flags=re.MULTILINE)
     assert headings
     assert headings[0] == "Unreleased" or headings[0] == nni_robust.__version__
+
+
+def test_from_python_nni_s_import_warns_of_nothing_and_others_still_do() -> None:
+    """NNI tells of two names in torch.nn that it does not know, which no user can change."""
+    code = (
+        "import warnings\n"
+        "from nni_robust.search_spaces import RobNetSpace\n"
+        "warnings.warn('is found to be not a nn.Module', RuntimeWarning)\n"
+        "warnings.warn_explicit('other', RuntimeWarning, 'f', 1, 'nni.nas.nn.pytorch.layers')\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    told = [line for line in answer.stderr.splitlines() if "RuntimeWarning" in line]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "is found to be not a nn.Module",
+        "other",
+    ]

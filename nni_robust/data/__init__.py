@@ -1,7 +1,8 @@
 """Data sets: labelled pictures in train, search-validation and test splits.
 
-A data set is a function ``(folder, "train" | "test") -> Images``, registered under its name; other
-packages add theirs with an entry point in the group ``nni_robust.datasets``.
+A data set is a function ``(folder, "train" | "test") -> Images`` (an :class:`ImageSet`, or
+:class:`StreamedImages`), registered under its name; other packages add theirs with an entry point
+in the group ``nni_robust.datasets``.
 """
 
 from __future__ import annotations
