@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+#: How figures were measured; the commands there are to work today, too.
+RESULTS = sorted((ROOT / "experiments" / "benchmarks" / "results").glob("*/README.md"))
+
 #: Pages whose Python names packages of the reader's; test_testing.py makes some, and runs it.
 ELSEWHERE = ("extending.md",)
 
@@ -47,11 +50,11 @@ def on_pages(language: str, without: tuple[str, ...] = ()) -> list[Any]:
     ]
 
 
-def commands(text: str = README) -> list[str]:
+def commands(text: str = README, inline: bool = True) -> list[str]:
     found = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in found for line in block.splitlines()]
     parts = [part for line in lines for part in line.split(" && ") if "nni-robust" in part]
-    return [*parts, *re.findall(r"`(nni-robust [^`]+)`", text)]
+    return [*parts, *(re.findall(r"`(nni-robust [^`]+)`", text) if inline else [])]
 
 
 def links() -> list[tuple[Path, str]]:
@@ -96,10 +99,15 @@ def test_toml_names_every_group() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [command for page in PAGES for command in commands(page.read_text())]
+    "command",
+    [
+        *(command for page in PAGES for command in commands(page.read_text())),
+        *(command for page in RESULTS for command in commands(page.read_text(), inline=False)),
+    ],
 )
 def test_commands_are_understood(command: str) -> None:
-    program, verb, *arguments = shlex.split(command, comments=True)
+    said = shlex.split(re.sub(r"^([A-Z_]+=\S+ )*(nice -n -?\d+ )?", "", command), comments=True)
+    program, verb, *arguments = said
     assert program == "nni-robust"
     assert verb in VERBS
     build_parser(verb).parse_args([verb, *arguments])
