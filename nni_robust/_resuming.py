@@ -24,10 +24,51 @@ from nni_robust.attacks._progress import BatchProgress, ProgressFolder, network_
 from nni_robust.errors import DamageWarning, UserError
 from nni_robust.threat import ThreatModel
 
-__all__ = ["EvaluationFolder", "SuiteProgress", "attack_text", "place_name", "progress_folder"]
+__all__ = [
+    "EvaluationFolder",
+    "SuiteProgress",
+    "attack_text",
+    "place_name",
+    "progress_folder",
+    "refuse_other_files",
+]
 
 _FILE = "evaluation.json"
+_PLACE = re.compile(r"-[0-9a-f]{6}$")  # as `place_name` ends
 _PLAIN = (str, int, float, bool, type(None))
+
+
+def refuse_other_files(folder: str | Path, option: str = "folder:") -> None:
+    """Refuse a folder that holds anything but evaluations: no file of theirs goes beside others.
+
+    Raises
+    ------
+    UserError
+        If it does; named is `option`, and what was found.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or _is_evaluation(folder):
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.name == "lock" or entry.name.startswith(f"{_FILE}.damaged"):
+            continue
+        if entry.name.startswith(f".{_FILE}.") and entry.suffix == ".tmp":
+            continue
+        below = entry.is_dir() and (_PLACE.search(entry.name) or _is_evaluation(entry))
+        if not below and not (entry.is_dir() and all(e.name == "lock" for e in entry.iterdir())):
+            raise UserError(
+                f"{option} '{folder}' holds something else ('{entry.name}'); give an empty folder, "
+                "or that of an earlier evaluation"
+            )
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder has the file of an evaluation, damaged or not."""
+    try:
+        value = read_json(folder / _FILE)
+    except UserError:
+        return (folder / _FILE).is_file()
+    return not isinstance(value, Mapping) or "parts" in value
 
 
 class EvaluationFolder:
@@ -67,6 +108,7 @@ class EvaluationFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"folder: '{folder}' cannot be made: {e.strerror}") from None
+        refuse_other_files(self.folder)
         self._lock = filelock.FileLock(str(self.folder / "lock"), timeout=0)
         try:
             self._lock.acquire()

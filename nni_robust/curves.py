@@ -22,7 +22,14 @@ from nni_robust._pictures import (
 from nni_robust._resuming import EvaluationFolder, SuiteProgress, attack_text
 from nni_robust.attacks import undisturbed
 from nni_robust.errors import UserError
-from nni_robust.reliability import Check, Monitor, Outcome, Reliability, need_reliability
+from nni_robust.reliability import (
+    CANNOT_FAIL,
+    Check,
+    Monitor,
+    Outcome,
+    Reliability,
+    need_reliability,
+)
 from nni_robust.spectrum import evaluate_spectrum
 from nni_robust.threat import ThreatModel
 
@@ -198,7 +205,7 @@ def steps_curve(
             for one, count in zip(made, survivors, strict=True)
         ]
         reliability = monitor.finish(outcomes, batch_size=batch_size, nested=True)
-    why = "it cannot fail here: what few steps break counts as broken by more"
+    why = CANNOT_FAIL + "what few steps break counts as broken by more"
     reliability = reliability.replaced([Check("rises-with-steps", "not run", why)])
     points = tuple((number, count / n) for number, count in zip(rising, survivors, strict=True))
     return Curve(points, reliability)

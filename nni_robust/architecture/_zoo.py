@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
             return read_folder(path)
         path = network_file(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
+        if path.exists():
+            raise UserError(
+                f"'{name}' is no architecture file; the name of one ends in .yaml, .yml or .json "
+                "(a file of weights goes with --weights)"
+            )
+        if _is_path(name):
+            raise UserError(f"there is no file or folder '{name}'")
         raise UserError(
             f"unknown architecture '{name}'{nearest(name, _entries())} (a name that "
             "`nni-robust archs` lists is needed, or the path of a .yaml or .json file, or of a "
@@ -81,6 +89,11 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
     if isinstance(value, dict) and isinstance(value.get("weights"), str):
         value["weights"] = str(path.parent / value["weights"])
     return Architecture.from_dict(value, where=f"'{path}'")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a text cannot be a name of the zoo's, which has no separators in its names."""
+    return "/" in name or os.sep in name or name.startswith((".", "~"))
 
 
 def _foreign(value: dict[str, Any], path: Path) -> Architecture | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCH_HELP",
+    "DATASET",
     "add_data",
     "add_json",
     "add_overrides",
@@ -27,10 +28,15 @@ __all__ = [
     "natural",
     "port_number",
     "positive",
+    "progress_home",
+    "refuse_given",
     "set_threads",
     "threat_of",
     "writable_folder",
 ]
+
+#: Data where nothing else says which.
+DATASET = "digits"
 
 ARCH_HELP = (
     "a name that 'nni-robust archs' lists, an architecture file (YAML or JSON), or a folder of "
@@ -110,29 +116,35 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """``--dataset`` and ``--root``."""
+def add_data(parser: argparse.ArgumentParser, *, of_training: bool = False) -> None:
+    """``--dataset`` and ``--root``.
+
+    With `of_training` the default is None, for :func:`nni_robust.cli._origin.fill_from_training`.
+    """
+    default = "digits"
+    if of_training:
+        default = "that of the network's training where its folder tells it, else digits"
     parser.add_argument(
         "--dataset",
-        default="digits",
+        default=None if of_training else DATASET,
         metavar="NAME",
-        help="digits (default), cifar10, cifar100, svhn, tiny-imagenet, imagenet, "
-        "or image-folder:PATH",
+        help="digits, cifar10, cifar100, svhn, tiny-imagenet, imagenet, or image-folder:PATH "
+        f"(default {default})",
     )
     parser.add_argument(
         "--root", metavar="DIR", help="folder of the data (default: $NNI_ROBUST_DATA, else ./data)"
     )
 
 
-def add_threat(parser: argparse.ArgumentParser, default: str = "8/255") -> None:
-    """``--eps`` and ``--norm``; `default` says where the strength comes from without ``--eps``."""
+def add_threat(parser: argparse.ArgumentParser, default: str = "8/255", norm: str = "linf") -> None:
+    """``--eps`` and ``--norm``; `default` and `norm` say where they come from if not given."""
     parser.add_argument(
         "--eps",
         metavar="E",
         help="attack strength in pixel units, 0 to 1 for linf; may be a fraction "
         f"(default {default})",
     )
-    parser.add_argument("--norm", metavar="NORM", help="linf (default) or l2")
+    parser.add_argument("--norm", metavar="NORM", help=f"linf or l2 (default {norm})")
 
 
 def threat_of(args: argparse.Namespace, default: ThreatModel | None = None) -> ThreatModel:
@@ -178,6 +190,34 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"--set {pair!r}: '{part}' was set to a value before")
         section[parts[-1]] = value
     return found
+
+
+def refuse_given(args: argparse.Namespace, options: Sequence[str], why: str) -> None:
+    """Refuse the first of some options that was given: `why` ends the sentence.
+
+    Raises
+    ------
+    UserError
+        Naming the option and its value.
+    """
+    for option in options:
+        value = getattr(args, option.lstrip("-").replace("-", "_"))
+        if value is not None:
+            raise UserError(f"{option} '{value}' {why}")
+
+
+def progress_home(path: str) -> Path:
+    """The folder of ``--folder``: writable, and empty or an evaluation's.
+
+    Raises
+    ------
+    UserError
+        If it is anything else.
+    """
+    from nni_robust._resuming import refuse_other_files
+
+    refuse_other_files(path, "--folder")
+    return writable_folder(path, "--folder")
 
 
 def writable_folder(path: str, option: str = "--out") -> Path:

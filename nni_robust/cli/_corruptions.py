@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nni_robust.cli._arguments import set_threads, writable_folder
+from nni_robust.cli._arguments import progress_home, refuse_given, set_threads
 from nni_robust.cli._console import print_json, print_table, progress
 from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
@@ -46,6 +46,8 @@ def check_corruptions(args: argparse.Namespace) -> None:
         raise UserError("--strengths and --corruptions measure different things; give one")
     if args.thorough:
         raise UserError("--thorough is not allowed with --corruptions, which attacks nothing")
+    given = ("--attacks", "--eps", "--norm")
+    refuse_given(args, given, "is not allowed with --corruptions, which attacks nothing")
     _wanted(args)
 
 
@@ -66,13 +68,15 @@ def execute_corruptions(args: argparse.Namespace) -> int:
     """Check everything, corrupt, count, print."""
     from nni_robust.attacks import NonFiniteOutput
     from nni_robust.cli._network import find_device, open_network
+    from nni_robust.cli._origin import fill_from_training
     from nni_robust.corruptions import evaluate_corruptions
 
     set_threads(args)
     device = find_device(args.device)
     wanted, severities = _wanted(args)
     if args.folder is not None:
-        writable_folder(args.folder, "--folder")
+        progress_home(args.folder)
+    fill_from_training(args, args.arch, attacks=False)
     opened = open_network(args, device)
     total = min(len(opened.images), args.limit or len(opened.images)) * (1 + len(wanted))
     done: dict[str, int] = {}

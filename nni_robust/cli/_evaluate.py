@@ -13,9 +13,9 @@ from nni_robust.cli._arguments import (
     add_threads,
     add_threat,
     positive,
+    progress_home,
     set_threads,
     threat_of,
-    writable_folder,
 )
 from nni_robust.cli._console import print_json
 from nni_robust.cli._corruptions import add_corruptions, check_corruptions, execute_corruptions
@@ -31,7 +31,9 @@ from nni_robust.cli._reliability import add_thorough
 from nni_robust.cli._strengths import add_strengths, execute_strengths
 from nni_robust.errors import UserError
 
-__all__ = ["add_arguments", "add_attacks", "execute", "names"]
+__all__ = ["add_arguments", "add_attacks", "execute", "fill_attacks", "names"]
+
+_ATTACKS, _BATCH_SIZE = "fgsm,pgd20", 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARCH",
         help=f"{ARCH_HELP}; or robustbench:NAME; several (none of RobustBench) with --strengths",
     )
-    add_data(parser)
+    add_data(parser, of_training=True)
     parser.add_argument(
         "--split",
         choices=["test", "validation"],
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which pictures (default test; a search decides on validation)",
     )
     add_attacks(parser)
-    add_threat(parser)
+    add_threat(parser, "that of its training where known, else 8/255", "likewise, else linf")
     add_strengths(parser)
     add_thorough(parser)
     add_examples(parser)
@@ -88,17 +90,25 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
     """``--attacks``, ``--limit`` and ``--batch-size``, as ``train --evaluate`` has them too."""
     parser.add_argument(
         "--attacks",
-        default="fgsm,pgd20",
         metavar="LIST",
-        help="names with commas between them, such as fgsm,pgd20,torchattacks:CW; the number is "
-        "that of the steps (default fgsm,pgd20)",
+        help="names with commas between them, such as fgsm,pgd20,torchattacks:PGD; the number is "
+        f"that of the steps (default {_ATTACKS})",
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="attack only the first N pictures"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help=f"pictures at a time (default {_BATCH_SIZE})",
     )
+
+
+def fill_attacks(args: argparse.Namespace) -> None:
+    """What :func:`add_attacks` left open; before it, None says that an option was not given."""
+    args.attacks = _ATTACKS if args.attacks is None else args.attacks
+    args.batch_size = args.batch_size or _BATCH_SIZE
 
 
 def names(text: str) -> list[str]:
@@ -118,6 +128,7 @@ def execute(args: argparse.Namespace) -> int:
     """Attack, count, print."""
     check_examples(args)
     check_corruptions(args)
+    fill_attacks(args)
     if args.examples_from is not None:
         if args.folder is not None:
             raise UserError("--folder is not allowed with --examples-from, which attacks nothing")
@@ -126,7 +137,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.precision != "float32" and (args.strengths or args.corruptions) is not None:
         given = "--strengths" if args.strengths is not None else "--corruptions"
         raise UserError(f"--precision '{args.precision}' is not allowed with {given}")
-    if args.strengths is not None and args.corruptions is None:
+    if args.strengths is not None:
         return execute_strengths(args, names(args.attacks))
     if len(args.arch) > 1 or args.plot:
         raise UserError(
@@ -137,7 +148,7 @@ def execute(args: argparse.Namespace) -> int:
         )
     if args.corruptions is not None:
         return execute_corruptions(args)
-    threat = threat_of(args)
+    threat_of(args)  # a wrong radius is told before anything is read
     from nni_robust.attacks import attack_from_spec
     from nni_robust.cli._network import (
         attack_and_count,
@@ -146,14 +157,17 @@ def execute(args: argparse.Namespace) -> int:
         print_accuracies,
         threat_json,
     )
+    from nni_robust.cli._origin import fill_from_training
 
     set_threads(args)
     device = find_device(args.device)
     attacks = names(args.attacks)
+    if args.folder is not None:
+        progress_home(args.folder)
+    fill_from_training(args, args.arch)
+    threat = threat_of(args)
     for name in attacks:  # a wrong name is told before the data is read
         attack_from_spec(name, threat)
-    if args.folder is not None:
-        writable_folder(args.folder, "--folder")
     opened = open_network(args, device)
     result = attack_and_count(
         opened.network,

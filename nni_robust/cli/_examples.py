@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_robust.cli._arguments import positive, set_threads, writable_folder
+from nni_robust.cli._arguments import positive, refuse_given, set_threads, writable_folder
 from nni_robust.cli._console import print_json, print_table, say
 from nni_robust.errors import UserError
 
@@ -74,6 +74,16 @@ def check_examples(args: argparse.Namespace) -> None:
         for other in ("strengths", "plot", "corruptions", "thorough"):
             if getattr(args, other) not in (None, False):
                 raise UserError(f"--{other} is not allowed with --examples-from, {_NO_ATTACK}")
+        refuse_given(
+            args,
+            ("--attacks", "--limit", "--eps", "--norm"),
+            f"is not allowed with --examples-from, {_NO_ATTACK}",
+        )
+        refuse_given(
+            args,
+            ("--dataset", "--root"),
+            "is not allowed with --examples-from, which brings its pictures",
+        )
         if args.precision != "float32":
             raise UserError(
                 f"--precision '{args.precision}' is not allowed with --examples-from, {_NO_ATTACK}"
@@ -184,7 +194,9 @@ def _network(
         return robustbench_network(name, pictures, args.weights).to(device)
     if args.weights is None and not architecture.trained:
         say(f"untrained weights: '{name}' comes without any; --weights FILE gives some")
-    network = build_network(architecture, pictures, seed=args.seed, weights=args.weights)
+    network = build_network(
+        architecture, pictures, seed=args.seed, weights=args.weights, option="--examples-from"
+    )
     return network.to(device)
 
 

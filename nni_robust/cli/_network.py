@@ -121,6 +121,7 @@ def build_network(
     seed: int,
     weights: str | None = None,
     pretrained: bool = True,
+    option: str = "--dataset",
 ) -> nn.Module:
     """The network for the data's classes; fresh weights depend on the seed.
 
@@ -134,12 +135,20 @@ def build_network(
         File of weights to load in place of the architecture's own.
     pretrained
         Load the architecture's own weights, if it has any.
+    option
+        What says which pictures, for messages.
 
     Raises
     ------
     UserError
         If weights do not fit, or the network does not take pictures of that size.
     """
+    own = pretrained and weights is None and architecture.trained
+    if own and architecture.num_classes != data.num_classes:
+        raise UserError(
+            f"'{architecture.name}' was trained for {architecture.num_classes} classes, but "
+            f"'{data.name}' has {data.num_classes}: {option} must fit"
+        )
     torch.manual_seed(seed)
     network = architecture.build(data.num_classes, pretrained=pretrained and weights is None)
     if weights is not None:

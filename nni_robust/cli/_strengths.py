@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_robust.cli._arguments import set_threads, threat_of, writable_folder
+from nni_robust.cli._arguments import progress_home, set_threads, threat_of
 from nni_robust.cli._console import print_json, print_table, progress, say
 from nni_robust.cli._reliability import print_reliability
 from nni_robust.errors import UserError
@@ -43,18 +43,21 @@ def execute_strengths(args: argparse.Namespace, attacks: list[str]) -> int:
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
     from nni_robust.cli._network import build_network, find_device
+    from nni_robust.cli._origin import fill_from_training
     from nni_robust.config import parse
     from nni_robust.data import load_dataset
     from nni_robust.threat import ThreatModel
 
     set_threads(args)
+    threat_of(args)  # a wrong norm is told before anything is read
+    if args.folder is not None:
+        progress_home(args.folder)
+    fill_from_training(args, args.arch, strengths=True)
     norm = threat_of(args).norm
     for eps in strengths:
         for name in attacks:
             attack_from_spec(name, parse(ThreatModel, {"norm": norm, "eps": eps}, "threat"))
     device = find_device(args.device)
-    if args.folder is not None:
-        writable_folder(args.folder, "--folder")
     architectures = {name: load_architecture(name) for name in args.arch}
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation

@@ -18,12 +18,13 @@ from nni_robust.cli._arguments import (
     add_threads,
     add_threat,
     assignments,
+    refuse_given,
     set_threads,
     threat_of,
     writable_folder,
 )
 from nni_robust.cli._console import print_json, progress, say
-from nni_robust.cli._evaluate import add_attacks, names
+from nni_robust.cli._evaluate import add_attacks, fill_attacks, names
 from nni_robust.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Check everything, train, save, and attack the result where that was asked for."""
     changes = assignments(args.overrides)
+    if not args.evaluate:
+        refuse_given(args, ("--attacks", "--limit", "--batch-size"), "needs --evaluate")
+    fill_attacks(args)
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import attack_from_spec
     from nni_robust.cli._network import build_network, threat_json
@@ -112,7 +116,12 @@ def execute(args: argparse.Namespace) -> int:
     else:
         named = load_recipe(args.recipe, changes)
         recipe, threat = named.recipe, threat_of(args, named.threat)
-    for name in names(args.attacks):
+    if recipe.epochs < 1:
+        raise UserError(
+            "epochs: 0 is not allowed here, where it would save fresh weights as trained ones; a "
+            "whole number >= 1 is"
+        )
+    for name in names(args.attacks) if args.evaluate else ():
         attack_from_spec(name, threat)
     check_logs(args.log, "--log")
     architecture = load_architecture(args.arch)

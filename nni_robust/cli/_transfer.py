@@ -13,9 +13,9 @@ from nni_robust.cli._arguments import (
     add_threads,
     add_threat,
     positive,
+    progress_home,
     set_threads,
     threat_of,
-    writable_folder,
 )
 from nni_robust.cli._console import print_json, print_table, progress, say
 from nni_robust.errors import UserError
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARCH",
         help="networks to craft examples on (default: the targets)",
     )
-    add_data(parser)
+    add_data(parser, of_training=True)
     parser.add_argument(
         "--split",
         choices=["test", "validation"],
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attack", default="pgd100", metavar="NAME", help="such as fgsm or pgd20 (default pgd100)"
     )
-    add_threat(parser)
+    add_threat(parser, "that of their training where known, else 8/255", "likewise, else linf")
     parser.add_argument("--limit", type=positive, metavar="N", help="use only the first N pictures")
     parser.add_argument(
         "--batch-size", type=positive, default=256, metavar="N", help="pictures at a time (256)"
@@ -71,22 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Build every network once, attack, print the table."""
-    threat = threat_of(args)
+    threat_of(args)  # a wrong radius is told before anything is read
     from nni_robust.architecture import load_architecture
     from nni_robust.attacks import NonFiniteOutput, attack_from_spec
     from nni_robust.cli._network import build_network, find_device, threat_json
+    from nni_robust.cli._origin import fill_from_training
     from nni_robust.data import load_dataset
     from nni_robust.transfer import transfer_table
 
     set_threads(args)
     device = find_device(args.device)
-    attack = attack_from_spec(args.attack, threat)  # a wrong name is told before the data is read
     targets, sources = args.targets, args.sources or args.targets
     for key, names in (("ARCH", targets), ("--sources", sources)):
         if len(set(names)) < len(names):
             raise UserError(f"{key}: {', '.join(names)} names a network twice")
     if args.folder is not None:
-        writable_folder(args.folder, "--folder")
+        progress_home(args.folder)
+    fill_from_training(args, list(dict.fromkeys([*targets, *sources])))
+    threat = threat_of(args)
+    attack = attack_from_spec(args.attack, threat)  # a wrong name is told before the data is read
     architectures = {name: load_architecture(name) for name in [*targets, *sources]}
     data = load_dataset(args.dataset, root=args.root, test=args.split == "test")
     images = data.test if args.split == "test" else data.validation

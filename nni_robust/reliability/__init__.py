@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from nni_robust.reliability._answers import AnswersMonitor
 from nni_robust.reliability._checks import (
+    CANNOT_FAIL,
     CHECKS,
     Check,
     Reliability,
@@ -24,6 +25,7 @@ from nni_robust.reliability._training import check_training
 
 __all__ = [
     "BLACK_BOX",
+    "CANNOT_FAIL",
     "CHECKS",
     "HALVES",
     "AnswersMonitor",

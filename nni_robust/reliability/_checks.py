@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 __all__ = [
+    "CANNOT_FAIL",
     "CHECKS",
     "Check",
     "Reliability",
@@ -19,6 +20,9 @@ __all__ = [
 
 #: ``"passed"``, ``"failed"`` (the result is unreliable) or ``"not run"`` (the reason says why).
 Status = Literal["passed", "failed", "not run"]
+
+#: How the reason of a check begins that did not run since its figures rule the failure out.
+CANNOT_FAIL = "it cannot fail here: "
 
 #: Every check, in the order in which they are told, with what it asks.
 CHECKS: Mapping[str, str] = {
@@ -151,10 +155,19 @@ class Reliability:
         return dataclasses.replace(self, checks=kept)
 
     def merged(self, other: Reliability) -> Reliability:
-        """Of two results of one network: a failure in either counts, then what ran."""
-        rank = {"failed": 0, "passed": 1, "not run": 2}
+        """Of two results of one network: a failure in either counts, then what ran.
+
+        Of two reasons why a check did not run, one that says why it cannot fail is kept: that
+        nothing could be compared is not true of both results.
+        """
+
+        def rank(check: Check) -> int:
+            if check.status == "not run":
+                return 2 if check.reason.startswith(CANNOT_FAIL) else 3
+            return 0 if check.status == "failed" else 1
+
         worst = tuple(
-            min(pair, key=lambda check: rank[check.status])
+            min(pair, key=rank)
             for pair in zip(self.checks, other.checks, strict=True)
         )
         return Reliability(worst, max(self.pictures, other.pictures), self.seconds + other.seconds)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nni_robust._resuming import EvaluationFolder
 from nni_robust.attacks import Attack
 from nni_robust.reliability._attacks import attack_mode, broken_alone, few_classes
-from nni_robust.reliability._checks import CHECKS, Check, Reliability, not_run
+from nni_robust.reliability._checks import CANNOT_FAIL, CHECKS, Check, Reliability, not_run
 from nni_robust.reliability._examples import Examples
 from nni_robust.reliability._network import NetworkProbe
 from nni_robust.reliability._results import Outcome, compare
@@ -135,7 +135,7 @@ class Monitor:
                 weak_attack([] if nested else outcomes),
             )
             if nested:
-                why = "it cannot fail here: what breaks at one strength counts as broken above it"
+                why = CANNOT_FAIL + "what breaks at one strength counts as broken above it"
                 found |= self._named(not_run("rises-with-eps", why))
             if self.thorough:
                 sample = Sample(*self._gathered(self._have))

@@ -198,8 +198,14 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
             "tensors of such a checkpoint safely"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"'{path}' is damaged: {reason}") from None
+        # A KeyError of torch's names a byte of the file, and an EOFError nothing.
+        reason = str(e).splitlines()[0] if str(e) else ""
+        if reason and isinstance(e, (RuntimeError, ValueError)):
+            raise UserError(f"'{path}' is damaged: {reason}") from None
+        raise UserError(
+            f"'{path}' is damaged: it is no file of weights that torch.save wrote "
+            f"({path.stat().st_size} bytes)"
+        ) from None
     value = unwrapped(value)
     if not isinstance(value, dict) or not all(isinstance(t, torch.Tensor) for t in value.values()):
         raise UserError(f"'{path}' holds no dictionary of tensors")

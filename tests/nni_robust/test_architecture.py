@@ -144,8 +144,15 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, text: str, message
 def test_missing_files_and_other_suffixes_are_refused(small: Architecture, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         load_architecture(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="unknown architecture"):
+    with pytest.raises(UserError, match=r"there is no file or folder '.*weights.pt'"):
         load_architecture(tmp_path / "weights.pt")
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(UserError, match=r"weights.pt' is no architecture file.*--weights"):
+        load_architecture(tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"there is no file or folder 'runs/robnet-small'$"):
+        load_architecture("runs/robnet-small")
+    with pytest.raises(UserError, match="unknown architecture 'robnet-smal'; did you mean"):
+        load_architecture("robnet-smal")
     with pytest.raises(UserError, match=r"saved as \.yaml"):
         small.save(tmp_path / "mine.toml")
 

@@ -103,7 +103,7 @@ def test_train_leaves_an_architecture_that_evaluate_takes(
     captured = capsys.readouterr()
     again = json.loads(captured.out)
     assert again["metrics"] == outcome["test"]["metrics"]
-    assert captured.err == ""
+    assert captured.err == "data set from its training: digits\n"
 
     # The figures stay with the weights, with their flags, for show and export.
     kept = json.loads((files / "moved/evaluation.json").read_text())
@@ -189,7 +189,11 @@ def test_ctrl_c_and_resume(files: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--recipe", "missing.yaml"], "no file 'missing.yaml'"),
         (["--out", "tiny.yaml"], "--out 'tiny.yaml' cannot be written"),
         (["--out", "tiny.yaml/below"], "cannot be written"),
-        (["--attacks", "nonsense"], "unknown attack 'nonsense'"),
+        (["--evaluate", "--attacks", "nonsense"], "unknown attack 'nonsense'"),
+        (["--attacks", "fgsm"], "--attacks 'fgsm' needs --evaluate"),
+        (["--limit", "5"], "--limit '5' needs --evaluate"),
+        (["--batch-size", "5"], "--batch-size '5' needs --evaluate"),
+        (["--set", "epochs=0"], "epochs: 0 is not allowed here"),
         (["--norm", "l1"], "threat.norm"),
     ],
 )
@@ -227,7 +231,7 @@ def test_the_threat_is_the_recipes_unless_it_is_given(
     given: list[str],
     threat: tuple[str, float],
 ) -> None:
-    (files / "mine.yaml").write_text(f"epochs: 0\nbatch_size: 512\n{recipe}\n")
+    (files / "mine.yaml").write_text(f"epochs: 1\nbatch_size: 512\nloss: clean\n{recipe}\n")
     argv = ["train", "tiny.yaml", "--out", "run", "--recipe", "mine.yaml", "--json", *given]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)["threat"]

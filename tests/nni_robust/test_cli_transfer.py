@@ -41,7 +41,7 @@ def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixt
     assert main(["transfer", *networks, *COMMON, "--json"]) == 0
     captured = capsys.readouterr()
     found: dict[str, Any] = json.loads(captured.out)
-    assert captured.err == ""
+    assert captured.err == "data set from their training: digits\n"
     assert (found["attack"], found["pictures"], found["untrained"]) == ("fgsm@0.02", 64, [])
     first, second = networks
     reasons = found["unreliable"]  # so short a training may end with one answer for everything
@@ -59,7 +59,8 @@ def test_white_box_and_black_box(networks: list[str], capsys: pytest.CaptureFixt
 
     assert main(["transfer", first, *COMMON, "--sources", second, "tiny.yaml"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "untrained weights: tiny.yaml\n"
+    told = ["data set from their training: digits", "untrained weights: tiny.yaml"]
+    assert captured.err.splitlines() == told
     title, header, row, *flags = captured.out.splitlines()
     assert all(flag.removeprefix("UNRELIABLE: ").startswith(expected) for flag in flags)
     assert title == "fgsm@0.02, 64 test pictures of digits; a column is a source"

@@ -108,6 +108,13 @@ def test_merged_results(robust: nn.Module, digits: Any) -> None:
     for merged in (sound.merged(broken), broken.merged(sound)):
         assert [check.name for check in merged.failed] == ["randomised"]
         assert merged["zero-gradient"].status == "passed"
+    curve = eps_curve(robust, digits, (0.02, EPS), "pgd3").reliability
+    for merged in (sound.merged(curve), curve.merged(sound)):
+        told = merged["rises-with-eps"]  # the score's is "no attack ran twice", below a curve
+        assert (told.status, told.reason) == (
+            "not run",
+            "it cannot fail here: what breaks at one strength counts as broken above it",
+        )
     plain = broken.as_dict()
     assert plain["reliable"] is False
     assert plain["unreliable"] == broken.reasons
