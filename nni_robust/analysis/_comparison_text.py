@@ -29,12 +29,14 @@ def sentences(
         + ".",
         *_doubts(results),
     ]
+    doubtful_reference = any(r.unreliable for r in results if r.label == against)
     for r in results:
         if r.difference is None:
             continue
         d = r.difference
         interval = f"{_signed(d.mean)} points [{_signed(d.low)}, {_signed(d.high)}]"
         how = f"{d.n} pairs of runs" if d.paired else f"at least {d.n} runs each"
+        how += ", unreliable ones among them" if r.unreliable or doubtful_reference else ""
         if d.verdict == "undecided":
             found.append(
                 f"{r.label} against {against}: undecided, {interval} from {how}; the interval "

@@ -125,12 +125,17 @@ def test_unreliable_results_are_told_and_marked() -> None:
     (told,) = (s for s in comparison.sentences if "UNRELIABLE" in s)
     assert "lucky (1 of 2 runs: one-answer)" in told
     assert "random" not in told
+    assert "unreliable ones among them" in comparison.sentences[2]
+    told_of_reference = compare_curves(
+        {"a": [curve(0, 0.1, flags=(bad,))], "b": [curve(0, 0.2, flags=((),))]}, "a"
+    )
+    assert "unreliable ones among them" in told_of_reference.sentences[2]
     rows = {r["strategy"]: r for r in csv.DictReader(io.StringIO(comparison.to_csv()))}
     assert [rows[name]["unreliable runs"] for name in ("random", "lucky")] == ["0", "1"]
     labels = [t.get_text() for t in comparison.figure().axes[1].get_yticklabels()]
     assert labels == ["random", "lucky\n(UNRELIABLE: 1 of 2)"]
     clean = compare_curves({"a": [curve(0, 0.1)], "b": [curve(0, 0.2, flags=((),))]}, "a")
-    assert not any("UNRELIABLE" in s for s in clean.sentences)
+    assert not any("unreliable" in s.lower() for s in clean.sentences)
 
 
 def test_runs_of_other_seeds_are_not_paired() -> None:
