@@ -26,6 +26,7 @@ __all__ = [
     "Final",
     "NniSettings",
     "Part",
+    "check_name",
     "find_experiment",
     "load_experiment",
     "shipped",

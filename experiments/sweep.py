@@ -39,7 +39,7 @@ from nni_robust.store import read_json, write_json, write_yaml
 
 from ._sweep_table import doubtful_runs, write_tables
 from .runner import run_experiment
-from .schema import find_experiment, load_experiment
+from .schema import check_name, find_experiment, load_experiment
 
 __all__ = ["Sweep", "load_sweep", "run_sweep"]
 
@@ -96,6 +96,7 @@ class Sweep:
     __pydantic_config__ = strict
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
         if not self.axes or any(not values for values in self.axes.values()):
             raise UserError("axes: at least one axis with at least one value is needed")
         if self.compare is not None:

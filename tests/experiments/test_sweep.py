@@ -187,6 +187,7 @@ def test_a_failed_run_ends_no_other(
     ("settings", "sentence"),
     [
         ({"axes": {}}, "at least one axis"),
+        ({"name": "../evil"}, "name: '../evil' is not allowed; a plain folder name"),
         ({"axes": {"seed": [0, 0]}}, "look the same"),
         ({"axes": {"strategy.candidate": [1]}}, "did you mean 'candidates'"),
         ({"base": "nothing"}, "no experiment 'nothing'"),
