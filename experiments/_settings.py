@@ -25,6 +25,9 @@ from .schema import Experiment, Final
 
 __all__ = ["check_settings"]
 
+#: Who gets the tutors of a strategy that has any.
+_TUTORED = ("candidate", "final")
+
 
 def check_settings(experiment: Experiment, evaluator: Any, strategy: Any, data: DataSplits) -> None:
     """Refuse what a training, an attack or the final phase would refuse later.
@@ -46,6 +49,11 @@ def check_settings(experiment: Experiment, evaluator: Any, strategy: Any, data: 
     _check_attacks("evaluator.attacks", getattr(evaluator, "attacks", []), experiment)
     for where, recipe, use in _recipes(experiment, evaluator, strategy):
         _check_recipe(where, recipe, use, experiment, data)
+        if recipe.replays > 1 and getattr(strategy, "adds_to_loss", False) and use in _TUTORED:
+            raise UserError(
+                f"{where}.replays: {recipe.replays} is not allowed with strategy "
+                f"'{experiment.strategy.name}', which adds to the loss; 1 is"
+            )
     if experiment.final is not None and hasattr(evaluator, "variant"):
         _check_final(experiment, experiment.final, evaluator, strategy, data)
 

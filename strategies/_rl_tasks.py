@@ -16,6 +16,7 @@ from nni_robust.policy import Context, Options, attack_kind, options_for
 from nni_robust.store import content_key
 from nni_robust.task import Budget, Task
 from nni_robust.tasks import load_task_file, task_shape
+from nni_robust.training import parse_recipe
 
 from ._phases import blank_space
 from ._rl_settings import Score
@@ -145,7 +146,10 @@ def _task(item: Any, base: Task, where: str) -> Task:
         return absolute_task(task)
     if not isinstance(item, Mapping):
         raise UserError(f"{where}: {item!r} is not allowed; the name of a task or a mapping is")
-    return absolute_task(parse(Task, {**as_mapping(base), **item}, where))
+    task = parse(Task, {**as_mapping(base), **item}, where)
+    if task.teacher is not None and task.teacher.train is not None:
+        parse_recipe(task.teacher.train, f"{where}.teacher.train")  # not hours later, by its trial
+    return absolute_task(task)
 
 
 def budget_of(value: Any, task: Task) -> Task:

@@ -138,6 +138,11 @@ class CrossLayerDistillation(PhasedStrategy):
         """Most models that are submitted: teachers, a search, candidates."""
         return max(1, len(self.teachers)) + int(self._searches()) + self.candidates
 
+    @property
+    def adds_to_loss(self) -> bool:
+        """Whether tutors add a term to the loss of candidates and final networks."""
+        return self.mapping != "none"
+
     def extra_repr(self) -> str:
         return f"mapping={self.mapping}, widths={self.widths[0]}, seed={self.seed}"
 

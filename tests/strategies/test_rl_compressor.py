@@ -173,6 +173,10 @@ def test_meta_training_on_drawn_tasks(meta: str, tmp_path: Path) -> None:
         ({"policy": "/nowhere"}, "no policy in '/nowhere'"),
         ({"budget": "1k"}, "no network of the space keeps"),
         ({"tasks": {"network": ["x"]}}, "strategy.tasks.network: 'x'"),
+        (
+            {"tasks": [{"teacher": {"architecture": "wrn-28-10", "train": {"epochs": -1}}}]},
+            "strategy.tasks.0.teacher.train.epochs: -1 is not allowed",
+        ),
         ({"minimum": {"dept": 3}}, "'dept' is no choice"),
     ],
 )
