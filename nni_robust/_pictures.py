@@ -35,6 +35,10 @@ __all__ = [
 Progress = Callable[[int, int | None, str], None]
 
 
+# What torch's convolutions and linear layers say of pictures of another shape.
+_OTHER_SHAPE = ("expected input[", "shapes cannot be multiplied")
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Pictures on the network's device, with the place of the first in the data."""
@@ -56,8 +60,23 @@ def as_threat(threat: ThreatModel | Mapping[str, Any] | None) -> ThreatModel:
 
 @torch.no_grad()
 def is_correct(model: nn.Module, x: Tensor, y: Tensor, largest_label: int = -1) -> Tensor:
-    """(N,), bool. The logits must be finite: comparing with NaN would look like a break."""
-    logits = Victim(model, x.dtype, largest_label)(x)
+    """(N,), bool. The logits must be finite: comparing with NaN would look like a break.
+
+    Raises
+    ------
+    UserError
+        If the network is for pictures of another shape.
+    NonFiniteOutput
+        If a logit is NaN or infinite.
+    """
+    try:
+        logits = Victim(model, x.dtype, largest_label)(x)
+    except RuntimeError as e:
+        told = str(e).splitlines()[0] if str(e) else ""
+        if not any(sign in told for sign in _OTHER_SHAPE):
+            raise
+        shape = "×".join(map(str, x.shape[1:]))
+        raise UserError(f"the network does not take pictures of {shape}: {told}") from e
     if not torch.isfinite(logits).all():
         raise NonFiniteOutput("the network's output is NaN or infinite")
     return logits.argmax(1) == y

@@ -130,6 +130,14 @@ def test_linear_network_in_closed_form() -> None:
             assert accuracy == (radius > eps).double().mean().item()
 
 
+@pytest.mark.parametrize("first", [nn.Conv2d(1, 4, 3), nn.Flatten()])
+def test_pictures_of_another_shape(first: nn.Module) -> None:
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(144, 5))
+    x, y = torch.rand(4, 3, 8, 8), torch.arange(4)
+    with pytest.raises(UserError, match="the network does not take pictures of 3×8×8: "):
+        evaluate(model, (x, y), "fgsm")
+
+
 def test_radius_zero_is_the_clean_accuracy_exactly() -> None:
     model = conv_net()
     data = labelled(model)
