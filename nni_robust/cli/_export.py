@@ -117,6 +117,7 @@ def execute(args: argparse.Namespace) -> int:
                 "robustbench": done.entry_belongs or None,
                 "kept": done.kept,
                 "removed": done.removed,
+                "replaced": done.replaced or None,
                 "saved": done.saved,
             }
         )
@@ -141,8 +142,9 @@ def _of_earlier(done: Exported) -> list[str]:
     parts = []
     if done.kept:
         parts.append(f"kept {', '.join(done.kept)}, of the same weights")
-    if done.removed:
-        parts.append(f"removed {', '.join(done.removed)}, of other weights")
+    if done.replaced:
+        gone = f" and removed {', '.join(done.removed)}" if done.removed else ""
+        parts.append(f"replaced '{done.replaced}', which had other weights{gone}")
     parts += [f"{old} had been changed and is now {new}" for old, new in done.saved.items()]
     return [f"earlier export: {'; '.join(parts)}"] if parts else []
 

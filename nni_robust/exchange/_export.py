@@ -59,6 +59,8 @@ class Exported:
         Where ``robustbench.json`` belongs in RobustBench's repository; empty without one.
     kept, removed
         Files of an earlier export that stayed, as it was of the same weights, and that went.
+    replaced
+        Name of the network that was there, if it was another or had other weights; else empty.
     saved
         Files of it that had been changed by hand: name to where the old text is now.
     """
@@ -71,6 +73,7 @@ class Exported:
     entry_belongs: str = ""
     kept: list[str] = dataclasses.field(default_factory=list)
     removed: list[str] = dataclasses.field(default_factory=list)
+    replaced: str = ""
     saved: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -180,8 +183,18 @@ def export_folder(
         saved = earlier.save_edited([CARD, *made, *removed], staging)
         if not earlier.same:  # until all is there, it is no network
             gone += [CONFIG, *removed]
-    files = [WEIGHTS, CONFIG, RESULTS, CARD, *made]
-    return Exported(folder, files, differences, pictures, trained, belongs, kept, removed, saved)
+    return Exported(
+        folder=folder,
+        files=[WEIGHTS, CONFIG, RESULTS, CARD, *made],
+        differences=differences,
+        pictures=pictures,
+        trained=trained,
+        entry_belongs=belongs,
+        kept=kept,
+        removed=removed,
+        replaced="" if earlier.same else str(earlier.results.get("architecture", "")),
+        saved=saved,
+    )
 
 
 def _lines(records: Mapping[str, Any], earlier: Earlier, kept: Sequence[str]) -> list[str]:

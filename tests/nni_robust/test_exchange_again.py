@@ -128,7 +128,9 @@ def test_nothing_of_other_weights_stays(tiny: Path, capsys: pytest.CaptureFixtur
         new_weights(tiny, seed)
         capsys.readouterr()
         export()
-        assert ("removed network.py, of other weights" in capsys.readouterr().out) == (seed == 1)
+        told = capsys.readouterr().out
+        assert "earlier export: replaced 'tiny', which had other weights" in told
+        assert ("and removed network.py; README.md" in told) == (seed == 1)
         assert evaluations() == []
         assert "network.py" not in Path("out/README.md").read_text()
         texts.append(edit("README.md"))
