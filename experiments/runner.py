@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def run_experiment(
     from ._trials import check_started_by_run
 
     check_started_by_run(settings)
+    is_new = not run.exists()
     check_writable(run)
     lock = filelock.FileLock(str(run / ".lock"))
     try:
@@ -103,6 +105,8 @@ def run_experiment(
             return run
     finally:
         lock.release()
+        if is_new and _untouched(run):  # refused before any work
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def store_folder(run: Path, asked: str | None) -> Path:
