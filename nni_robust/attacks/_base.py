@@ -129,7 +129,7 @@ class Victim:
         if self.block is not None and len(x) > self.block:
             # As a whole batch: the gradient in each picture is its own. Blocks of about one size.
             size = math.ceil(len(x) / math.ceil(len(x) / self.block))
-            return torch.cat([self._logits(part) for part in x.split(size)])
+            return torch.cat([self._logits(part) for part in torch.split(x, size)])
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -138,8 +138,8 @@ class Victim:
             logits = self.network(x.to(self.dtype))
         if version is not None and x._version != version:
             raise UserError(
-                "the network changes the pictures that it is given in place (as x.sub_(mean) does); "
-                "a network that begins with x = x.clone() does not"
+                "the network changes the pictures that it is given in place (as x.sub_(mean) "
+                "does); a network that begins with x = x.clone() does not"
             )
         return self._checked(logits, x)
 
