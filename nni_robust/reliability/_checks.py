@@ -166,10 +166,7 @@ class Reliability:
                 return 2 if check.reason.startswith(CANNOT_FAIL) else 3
             return 0 if check.status == "failed" else 1
 
-        worst = tuple(
-            min(pair, key=rank)
-            for pair in zip(self.checks, other.checks, strict=True)
-        )
+        worst = tuple(min(pair, key=rank) for pair in zip(self.checks, other.checks, strict=True))
         return Reliability(worst, max(self.pictures, other.pictures), self.seconds + other.seconds)
 
     def as_dict(self) -> dict[str, Any]:
