@@ -88,7 +88,8 @@ def weak_attack(outcomes: Sequence[Outcome]) -> Check:
                     f"{weak.attack.key} says little about the network"
                 )
     if not compared:
-        return not_run("weak-attack", "no attack of many steps ran beside another in the same ball")
+        why = "no attack of many steps ran beside another (rises-with-steps has PGD beside FGSM)"
+        return not_run("weak-attack", why)
     if not says:
         return passed("weak-attack")
     return failed("weak-attack", says, gap=worst)
