@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from tiny_architecture import write_tiny
 from torch import Tensor, nn
 
 from nni_robust.attacks import Attack, attack
@@ -62,29 +62,8 @@ def failing(tmp_path: Path) -> Callable[[type], set[str]]:
 
 
 @pytest.fixture
-def write_tiny() -> Callable[..., str]:
-    """Write the file of a RobNet whose forward pass takes milliseconds; the path."""
-
-    def write(path: Path, code: str = "33123210120232") -> str:
-        fields = {
-            "format": "nni-robust/architecture/1",
-            "name": "tiny",
-            "space": "robnet",
-            "space_args": {"init_channels": 4, "cells": 3},
-            "code": code,
-            "num_classes": 10,
-            "input_shape": [3, 8, 8],
-            "provenance": {"kind": "found", "source": "written by hand"},
-        }
-        path.write_text(yaml.safe_dump(fields))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, write_tiny: Callable[..., str]) -> str:
-    """The path of such a file."""
+def tiny(tmp_path: Path) -> str:
+    """The path of a file of a small architecture."""
     return write_tiny(tmp_path / "tiny.yaml")
 
 

@@ -11,19 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_architecture import EMPTY_CODE, write_tiny
 
 from nni_robust.cli import main
 
-ARCHITECTURE = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "00000000000000"
-num_classes: 10
-input_shape: [3, 8, 8]
-provenance: {kind: found, source: written by hand}
-"""
 FOLDER = "image-folder:three"
 Out = Callable[..., tuple[int, str, str]]
 
@@ -44,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``three``: on three classes, L∞ 0.05; ``digits``: L∞ 0.1; ``round``: digits, L2 0.5."""
     root = tmp_path_factory.mktemp("trained")
     picture_folder(root / "three")
-    (root / "tiny.yaml").write_text(ARCHITECTURE)
+    write_tiny(root / "tiny.yaml", code=EMPTY_CODE)
     settings = ["epochs=1", "batch_size=16", "loss=clean", "validation_attack=null"]
     changes = [part for setting in settings for part in ("--set", setting)]
     with pytest.MonkeyPatch.context() as patch:

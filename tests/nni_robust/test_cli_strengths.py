@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_architecture import EMPTY_CODE, write_tiny
 
 from nni_robust import load_architecture
 from nni_robust.cli import main
@@ -16,12 +16,10 @@ from nni_robust.spectrum import evaluate_spectrum
 
 
 @pytest.fixture
-def networks(
-    write_tiny: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, str]:
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "a.yaml")
-    write_tiny(tmp_path / "b.yaml", "00000000000000")
+    write_tiny(tmp_path / "b.yaml", code=EMPTY_CODE)
     return "a.yaml", "b.yaml"
 
 

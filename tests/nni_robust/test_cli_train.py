@@ -11,19 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_architecture import EMPTY_CODE, write_tiny
 
 from nni_robust import load_architecture
 from nni_robust.cli import main
 
-ARCHITECTURE = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "00000000000000"
-num_classes: 7
-provenance: {kind: found, source: written by hand, note: Only the preprocessing is left.}
-"""
 RECIPE = """
 epochs: 2
 batch_size: 512
@@ -37,7 +29,9 @@ attack: {steps: 2}
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    note = "Only the preprocessing is left."
+    provenance = {"kind": "found", "source": "written by hand", "note": note}
+    write_tiny(tmp_path / "tiny.yaml", code=EMPTY_CODE, num_classes=7, provenance=provenance)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
 

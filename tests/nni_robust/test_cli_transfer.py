@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_architecture import EMPTY_CODE, write_tiny
 
 from nni_robust.cli import main
 
-ARCHITECTURE = """
-format: nni-robust/architecture/1
-name: tiny
-space: robnet
-space_args: {init_channels: 4, cells: 3}
-code: "00000000000000"
-num_classes: 10
-provenance: {kind: found, source: written by hand}
-"""
 COMMON = ["--attack", "fgsm", "--eps", "0.02", "--limit", "64", "--seed", "2"]
 
 
@@ -28,7 +20,7 @@ def networks(
 ) -> list[str]:
     """The same architecture trained twice."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    write_tiny(tmp_path / "tiny.yaml", code=EMPTY_CODE)
     settings = ["loss=clean", "epochs=2", "lr=0.05", "validation_attack=null", "batch_size=32"]
     changes = [part for setting in settings for part in ("--set", setting)]
     for seed in "01":
@@ -104,7 +96,7 @@ def test_wrong_input_costs_one_sentence(
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(ARCHITECTURE)
+    write_tiny(tmp_path / "tiny.yaml", code=EMPTY_CODE)
     assert main(["transfer", *arguments]) == 2
     said = capsys.readouterr().err
     assert sentence in said

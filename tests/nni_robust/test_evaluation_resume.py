@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from small_networks import conv_net, labelled
+from stopping import Stop, stopping_after
 from torch import Tensor, nn
 
 from nni_robust.attacks import Attack, attack
@@ -39,22 +40,6 @@ def pictures(net: nn.Module, n: int = N) -> tuple[Tensor, Tensor]:
     x, y = labelled(net, n)
     y[3] = (y[3] + 1) % 5  # one is wrong from the start
     return x, y
-
-
-class Stop(Exception):
-    """In place of a kill, where a process of its own is not needed."""
-
-
-def stopping_after(batches: int) -> Any:
-    """A progress function that stops the evaluation after so many batches of attacks."""
-    seen = []
-
-    def progress(done: int, total: int | None, stage: str) -> None:
-        seen.extend([stage] * (stage != "clean"))
-        if len(seen) == batches:
-            raise Stop
-
-    return progress
 
 
 def run(folder: Path | None, batch_size: int = 8, **more: Any) -> Evaluation:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_architecture import FIELDS, write_tiny
 
 import nni_robust
 from nni_robust import load_architecture
@@ -21,28 +22,17 @@ from nni_robust.exchange import export_folder, read_trained
 from nni_robust.teacher import Teacher, absolute_teacher, load_teacher, source_key
 from nni_robust.training import save_weights
 
-TINY = {
-    "format": "nni-robust/architecture/1",
-    "name": "tiny",
-    "space": "robnet",
-    "space_args": {"init_channels": 4, "cells": 3},
-    "code": "33123210120232",
-    "num_classes": 10,
-    "input_shape": [3, 8, 8],
-    "provenance": {"kind": "found", "source": "written by hand"},
-}
 FILES = {"model.safetensors", "config.json", "README.md", "results.json"}
 
 
 def write(folder: Path, name: str = "tiny", seed: int = 0) -> Path:
     """An architecture file with weights; its path."""
     path = folder / f"{name}.yaml"
-    fields = {**TINY, "name": name, "weights": f"{name}.safetensors"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if k != "weights"}))
+    write_tiny(path, name=name)
     torch.manual_seed(seed)
     save_weights(load_architecture(path).build(), folder / f"{name}.safetensors")
-    path.write_text(yaml.safe_dump(fields))
+    write_tiny(path, name=name, weights=f"{name}.safetensors")
     return path
 
 
@@ -176,7 +166,7 @@ def test_changed_weights_are_refused(
         ({"weights": {}}, "weights.sha256: None is not allowed"),
         ({"weights": {"sha256": 3}}, "weights.sha256: 3 is not allowed"),
         ({"architecture": []}, "architecture: .* is not allowed"),
-        ({"architecture": {**TINY, "space": "robnett"}}, "did you mean 'robnet'"),
+        ({"architecture": {**FIELDS, "space": "robnett"}}, "did you mean 'robnet'"),
     ],
 )
 def test_a_changed_config_is_refused(exported: Path, change: dict[str, Any], told: str) -> None:
@@ -313,7 +303,7 @@ def test_refusals(
 ) -> None:
     to = ["--to", str(tmp_path / "new")]
     untrained = tmp_path / "bare.yaml"
-    untrained.write_text(yaml.safe_dump(TINY))
+    write_tiny(untrained)
     assert "no trained weights" in refusal(capsys, "export", str(untrained), *to)
     assert "no trained weights" in refusal(capsys, "export", "robnet-small", *to)
     empty = tmp_path / "empty"

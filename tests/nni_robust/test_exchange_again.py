@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from tiny_architecture import write_tiny
 
 import nni_robust
 from nni_robust import load_architecture
@@ -17,16 +17,6 @@ from nni_robust.cli import main
 from nni_robust.exchange import export_folder, read_trained
 from nni_robust.training import save_weights
 
-FIELDS = {
-    "format": "nni-robust/architecture/1",
-    "name": "tiny",
-    "space": "robnet",
-    "space_args": {"init_channels": 4, "cells": 3},
-    "code": "33123210120232",
-    "num_classes": 10,
-    "input_shape": [3, 8, 8],
-    "provenance": {"kind": "found", "source": "written by hand"},
-}
 LICENCE = "## Licence\n\nMine: CC-BY 4.0, as agreed with everybody.\n"
 
 
@@ -35,9 +25,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An architecture with weights, in the current directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(FIELDS))
+    write_tiny(path)
     new_weights(path, 0)
-    path.write_text(yaml.safe_dump({**FIELDS, "weights": "tiny.safetensors"}))
+    write_tiny(path, weights="tiny.safetensors")
     return path
 
 
@@ -138,11 +128,9 @@ def test_nothing_of_other_weights_stays(tiny: Path, capsys: pytest.CaptureFixtur
     assert Path("out/README.md.before").read_text() == texts[0]
     assert Path("out/README.md.before2").read_text() == texts[1]
     # The same numbers in another network are other weights, too.
-    Path("tiny.yaml").write_text(
-        yaml.safe_dump({**FIELDS, "input_shape": [3, 16, 16], "weights": "tiny.safetensors"})
-    )
+    write_tiny(Path("tiny.yaml"), input_shape=[3, 16, 16], weights="tiny.safetensors")
     export("--standalone")
-    Path("tiny.yaml").write_text(yaml.safe_dump({**FIELDS, "weights": "tiny.safetensors"}))
+    write_tiny(Path("tiny.yaml"), weights="tiny.safetensors")
     export()
     assert not Path("out/network.py").exists()
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from small_networks import conv_net, labelled
+from stopping import Stop, stopping_after
 from torch import Tensor, nn
 
 from nni_robust.corruptions import evaluate_corruptions
@@ -106,22 +107,6 @@ def counted(measure: Measure, folder: Path | None, **more: Any) -> Passes:
     with count_passes(net) as passes, contextlib.suppress(Stop):
         run(measure, folder, net=net, **more)
     return passes
-
-
-class Stop(Exception):
-    """In place of a kill, where a process of its own is not needed."""
-
-
-def stopping_after(batches: int) -> Any:
-    """A progress function that stops after so many batches of attacks or corruptions."""
-    seen = []
-
-    def progress(done: int, total: int | None, stage: str) -> None:
-        seen.extend([stage] * (stage != "clean"))
-        if len(seen) == batches:
-            raise Stop
-
-    return progress
 
 
 # --- after a stop --------------------------------------------------------------------------------
