@@ -90,67 +90,84 @@ def search(
         Takes one line of progress.
     """
     state = RunState(run, settings, store)
-    write_yaml(run / "config.yaml", settings.as_mapping())
-    space, evaluator, strategy = build_parts(settings, data, str(store))
-    trials = count_trials(settings, strategy)
-    candidates = int(getattr(strategy, "candidates", trials))
-    part = settings.space
-    asked = open_space(part.name, part.arguments, data.num_classes)
-    recorder = Recorder(
-        run,
-        Store(store),
-        report,
-        candidates,
-        trials - candidates,
-        getattr(asked, "attributes", None),
-    )
+    with _ending(state):
+        write_yaml(run / "config.yaml", settings.as_mapping())
+        space, evaluator, strategy = build_parts(settings, data, str(store))
+        trials = count_trials(settings, strategy)
+        candidates = int(getattr(strategy, "candidates", trials))
+        part = settings.space
+        asked = open_space(part.name, part.arguments, data.num_classes)
+        recorder = Recorder(
+            run,
+            Store(store),
+            report,
+            candidates,
+            trials - candidates,
+            getattr(asked, "attributes", None),
+        )
 
-    def on_engine(engine: Any) -> None:
-        recorder.listen(engine)
-        if url is not None:
-            report(f"web UI: {url}  (NNI serves it on all interfaces, without a password)")
-        state.started(nni.id, url)
+        def on_engine(engine: Any) -> None:
+            recorder.listen(engine)
+            if url is not None:
+                report(f"web UI: {url}  (NNI serves it on all interfaces, without a password)")
+            state.started(nni.id, url)
 
-    nni = open_nni(space, evaluator, strategy, trials, trials + count_networks(settings), on_engine)
-    status = "failed"
-    code = trial_code(settings, run)
-    with _served(settings, code, store), _inside(code):
-        try:
-            nni.start()
-            wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
-            if hasattr(strategy, "export"):
-                strategy.export(run)
-            best = _best(run, strategy, candidates)
-            write_findings(run, settings.seed, report)
-            if best is not None:
-                save_best(run, settings, data, best)
-                if settings.final is not None:
-                    report("the search is done; training the final networks")
-                learned = strategy.final_settings() if hasattr(strategy, "final_settings") else {}
-                finish(
-                    run,
-                    settings,
-                    data,
-                    nni.executable_space,
-                    nni.engine,
-                    best,
-                    learned,
-                    state.final_begins,
-                )
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
+        nni = open_nni(
+            space, evaluator, strategy, trials, trials + count_networks(settings), on_engine
+        )
+        status = "failed"
+        code = trial_code(settings, run)
+        with _served(settings, code, store), _inside(code):
             try:
-                # On a full disk the news is what stopped the run.
-                with contextlib.suppress(*([] if status == "finished" else [OSError])):
-                    state.ended(status)
+                nni.start()
+                wait_for(nni.engine, nni.engine.models)  # NNI's own strategies do not
+                if hasattr(strategy, "export"):
+                    strategy.export(run)
+                best = _best(run, strategy, candidates)
+                write_findings(run, settings.seed, report)
+                if best is not None:
+                    save_best(run, settings, data, best)
+                    if settings.final is not None:
+                        report("the search is done; training the final networks")
+                    learned = (
+                        strategy.final_settings() if hasattr(strategy, "final_settings") else {}
+                    )
+                    finish(
+                        run,
+                        settings,
+                        data,
+                        nni.executable_space,
+                        nni.engine,
+                        best,
+                        learned,
+                        state.final_begins,
+                    )
+                status = "finished"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
             finally:
-                nni.stop()
-            if html:
-                with contextlib.suppress(UserError, OSError):
-                    build_report(run)
+                try:
+                    # On a full disk the news is what stopped the run.
+                    with contextlib.suppress(*([] if status == "finished" else [OSError])):
+                        state.ended(status)
+                finally:
+                    nni.stop()
+                if html:
+                    with contextlib.suppress(UserError, OSError):
+                        build_report(run)
+
+
+@contextlib.contextmanager
+def _ending(state: RunState) -> Iterator[None]:
+    """Write how the run ended where nothing inside did, as when it is stopped while it begins."""
+    try:
+        yield
+    except BaseException as e:
+        if state.value["status"] == "running":
+            with contextlib.suppress(OSError):
+                state.ended("interrupted" if isinstance(e, KeyboardInterrupt) else "failed")
+        raise
 
 
 def _best(run: Path, strategy: Any, candidates: int) -> dict[str, Any] | None:

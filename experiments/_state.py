@@ -145,7 +145,7 @@ class RunState:
 
     def __init__(self, run: Path, settings: Experiment, store: Path) -> None:
         remove_temporaries(run)
-        for folder in run.iterdir():  # such as a policy's; others write to the store and NNI's own
+        for folder in run.glob("*"):  # such as a policy's; others write to the store and NNI's own
             if folder.is_dir() and folder.name not in ("store", "nni") and folder != store:
                 remove_temporaries(folder, below=True)
         self.path = run / "run.json"

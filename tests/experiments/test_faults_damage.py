@@ -11,7 +11,7 @@ import pytest
 
 from nni_robust.cli import main
 from nni_robust.errors import DamageWarning, UserError
-from nni_robust.experiments import run_experiment
+from nni_robust.experiments import _search, run_experiment
 from nni_robust.experiments._state import read_state
 from nni_robust.store import read_json, read_records
 
@@ -210,3 +210,24 @@ def test_what_kills_left_half_written_is_removed(finished: tuple[str, Path]) -> 
     run_experiment(file, out="run", resume=True, html=False, report=lambda line: None)
     assert not [path for path in left if path.exists()]
     assert of_others.exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"), [(KeyboardInterrupt, "interrupted"), (OSError, "failed")]
+)
+def test_a_stop_while_the_search_begins_is_written_down(
+    experiment_file: Write, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], status: str
+) -> None:
+    """A run that nobody computes must not be called running."""
+    file = experiment_file(**QUICK)
+
+    def stopped(*_: Any) -> Any:
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_search, "build_parts", stopped)
+        with pytest.raises(stop):
+            run_experiment(file, out="run", html=False, report=lambda line: None)
+    assert read_json("run/run.json")["status"] == status
+    run_experiment(file, out="run", resume=True, html=False, report=lambda line: None)
+    assert read_json("run/run.json")["status"] == "finished"
