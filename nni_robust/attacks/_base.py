@@ -7,7 +7,6 @@ base class does all of that; a subclass only says how to search (the shape is fo
 
 from __future__ import annotations
 
-import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from nni_robust.attacks._compile import compiled
-from nni_robust.attacks._fold import block_size
 from nni_robust.attacks._frozen import BNMode, undisturbed
 from nni_robust.attacks._noise import Noise
 from nni_robust.attacks._norms import Ball, ball_around
@@ -117,8 +115,6 @@ class Victim:
         self.reduced = precision == "bf16"
         #: What is called for the network in place of it, such as its compiled form.
         self.network: Callable[[Tensor], Tensor] = model
-        #: Most pictures that the network is called with; None is all. The logits are the same.
-        self.block: int | None = None
         #: Whether the last logits were computed in float16, whose gradients underflow.
         self.half = False
         #: Finite as long as everything that was watched is; on the device, so that none waits.
@@ -126,13 +122,6 @@ class Victim:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, K), float32, or float64 if the network computes in float64."""
-        if self.block is not None and len(x) > self.block:
-            # As a whole batch: the gradient in each picture is its own. Blocks of about one size.
-            size = math.ceil(len(x) / math.ceil(len(x) / self.block))
-            return torch.cat([self._logits(part) for part in torch.split(x, size)])
-        return self._logits(x)
-
-    def _logits(self, x: Tensor) -> Tensor:
         version = None if x.is_inference() else x._version
         with self.casts(x.device):
             logits = self.network(x.to(self.dtype))
@@ -298,11 +287,9 @@ class Attack(ABC):
             ):
                 ball = ball_around(clean, self.threat)
                 victim = Victim(model, x.dtype, largest, self.precision)
-                if fold is not None and x.device.type == "cpu":
-                    victim.block = block_size(model, len(x), even=self.compile)
                 if self.compile:
                     with victim.casts(x.device):
-                        victim.network = compiled(model, clean[: victim.block])
+                        victim.network = compiled(model, clean)
                 adv = self._run(victim, y, ball, noise).detach()
             adv = ball.exact(adv)
             if not torch.isfinite(adv.sum(dtype=torch.float64) + victim.health):

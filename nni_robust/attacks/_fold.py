@@ -33,7 +33,7 @@ from nni_robust.attacks._affine import Affine, scale_and_shift
 from nni_robust.attacks._pointwise import Pointwise
 from nni_robust.attacks._watch import HOOKS, Pair, Seen, watch
 
-__all__ = ["TOLERANCE", "block_size", "folded", "whatever_rounds"]
+__all__ = ["TOLERANCE", "folded", "whatever_rounds"]
 
 #: Largest allowed difference of the logits, in units of the largest logit.
 TOLERANCE = 1e-5
@@ -42,10 +42,6 @@ DOUBLE_TOLERANCE = 1e-9
 _PICTURES, _DOUBLE_PICTURES = 8, 2
 # Weights that together take so small a share of the maps' memory are light.
 _LIGHT = 0.1
-# Values of a convolution's output, on average, that stay in a core's second cache (1 MiB and more);
-# and how many weights there may be for each value of all these maps, for each block reads them,
-# and a compiled network orders them anew.
-_CACHED, _HEAVY, _HEAVY_COMPILED = 7 << 15, 1.0, 0.5
 # What every module has, none of which says where a picture goes; hooks are counted apart.
 _MODULE_FIELDS = frozenset(nn.Module().__dict__)
 
@@ -57,9 +53,6 @@ class _Plan:
     structure: Any
     pairs: tuple[Pair, ...]
     norms: tuple[weakref.ref[_BatchNorm], ...]
-    #: Sizes of all convolutions' outputs for one picture, and of all weights.
-    maps: tuple[int, ...]
-    weights: int
     #: Whether the logits with and without it agree: in float64 (True), as computed (False).
     agrees: dict[bool, bool] = dataclasses.field(default_factory=dict)
 
@@ -123,9 +116,7 @@ def folded(
     plan, logits = _plans.get(model), None
     if plan is None or plan.structure != structure:
         seen = _find(model, pictures[:_PICTURES])
-        weights = sum(p.numel() for p in model.parameters())
-        plan = _Plan(structure, seen.pairs, seen.norms, seen.maps, weights)
-        logits = seen.output
+        plan, logits = _Plan(structure, seen.pairs, seen.norms), seen.output
         _plans[model] = plan
     if double not in plan.agrees:
         known = None if double else logits
@@ -140,27 +131,6 @@ def folded(
             pairs = tuple(pair for pair in pairs if pair.weights <= pair.size * len(pictures))
     with _applied(pairs, plan.norms, memory_format, eager=eager):
         yield len(pairs)
-
-
-def block_size(model: nn.Module, pictures: int, *, even: bool = False) -> int | None:
-    """How many of some pictures a network computes at a time before its maps leave the CPU's cache.
-
-    None where that is all of them, not known, or does not matter; for a network inside
-    :func:`folded`. With `even`, blocks have one size, as a compiler would compile each anew.
-    """
-    plan = _plans.get(model)
-    if plan is None or not plan.maps or not any(plan.agrees.values()):
-        return None
-    total = sum(plan.maps)
-    block = max(1, _CACHED * torch.get_num_threads() * len(plan.maps) // total)
-    heavy = _HEAVY_COMPILED if even else _HEAVY
-    if block >= pictures or plan.weights > heavy * total * block:
-        return None
-    if not even:
-        return block
-    few, many = max(2, pictures // block), pictures * 3 // (2 * block)
-    parts = next((k for k in range(few, many + 1) if pictures % k == 0), None)
-    return None if parts is None else pictures // parts
 
 
 @contextmanager

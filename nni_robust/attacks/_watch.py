@@ -53,14 +53,11 @@ class Seen:
         A convolution and a batch norm each, of whose first half nothing else reads the output.
     norms
         All batch norms that do what their class says, those of the pairs too.
-    maps
-        Size of each convolution's output for one picture.
     """
 
     output: Any = None
     pairs: tuple[Pair, ...] = ()
     norms: tuple[weakref.ref[_BatchNorm], ...] = ()
-    maps: tuple[int, ...] = ()
 
 
 def _candidates(model: nn.Module) -> tuple[set[nn.Conv2d], set[_BatchNorm]]:
@@ -210,5 +207,4 @@ def watch(model: nn.Module, pictures: Tensor) -> Seen:
         return Seen(logits)
     # In the order of their calls, for a set has none.
     used = (module for module in reads.calls if isinstance(module, _BatchNorm))
-    sizes = tuple(reads.sizes.values())
-    return Seen(logits, reads.safe(), tuple(map(weakref.ref, used)), sizes)
+    return Seen(logits, reads.safe(), tuple(map(weakref.ref, used)))

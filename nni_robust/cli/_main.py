@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from nni_robust import __version__
+from nni_robust._allocator import keep_freed_memory
 from nni_robust.errors import DamageWarning, UserError
 
 #: Verb -> (module, one line for ``nni-robust --help``).
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The options before the verb take no values, so the first plain word is the verb.
     verb = next((word for word in arguments if not word.startswith("-")), None)
     args = build_parser(verb).parse_args(arguments)
+    if argv is None and args.verb != "bench":  # there, rivals run as they come
+        keep_freed_memory()
     try:
         with warnings.catch_warnings():
             # NNI wraps torch's layers on import and warns of two new names that are not layers.

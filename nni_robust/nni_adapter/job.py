@@ -14,6 +14,7 @@ from typing import Any
 
 import nni
 
+from nni_robust._allocator import keep_freed_memory
 from nni_robust.errors import UserError
 from nni_robust.store import open_store
 
@@ -84,6 +85,7 @@ def run_job(store: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         run_job(Path(sys.argv[1]))
     except UserError as e:
