@@ -157,21 +157,21 @@ def run_overhead_bench(
         )
     silence_stdout()
     rows: list[Row] = []
-    with terminate_as_interrupt():
-        for workload, number, variant in _turns(settings):
+    for workload, number, variant in _turns(settings):
+        with terminate_as_interrupt():
             found = _WORKLOADS[workload](settings, variant)
-            row = {
-                "workload": workload,
-                "variant": variant,
-                "round": number,
-                "trials": settings.trials,
-                "concurrency": settings.concurrency,
-                **{key: round(value, 3) for key, value in found.items()},
-                "load": round(os.getloadavg()[0], 1),
-                **machine(),
-            }
-            rows.append(row)
-            report(f"{workload}, {variant}: " + _line(found))
+        row = {
+            "workload": workload,
+            "variant": variant,
+            "round": number,
+            "trials": settings.trials,
+            "concurrency": settings.concurrency,
+            **{key: round(value, 3) for key, value in found.items()},
+            "load": round(os.getloadavg()[0], 1),
+            **machine(),
+        }
+        rows.append(row)
+        report(f"{workload}, {variant}: " + _line(found))
     return rows
 
 

@@ -40,9 +40,16 @@ def check_port(port: int, key: str = "port") -> None:
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the run as Ctrl-C does: NNI stopped, the folder resumable."""
+    """A scheduler's SIGTERM ends the run as Ctrl-C does: NNI stopped, the folder resumable.
+
+    Python drops what is raised inside a finaliser or a callback. Such a signal ends the run where
+    the context ends.
+    """
+    came = False
 
     def interrupt(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -53,3 +60,5 @@ def terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+    if came:
+        raise KeyboardInterrupt
