@@ -103,10 +103,12 @@ def run_experiment(
                 report=report,
             )
             return run
+    except UserError:
+        if is_new and _untouched(run):  # refused before any work; one that is stopped can go on
+            shutil.rmtree(run, ignore_errors=True)
+        raise
     finally:
         lock.release()
-        if is_new and _untouched(run):  # refused before any work
-            shutil.rmtree(run, ignore_errors=True)
 
 
 def store_folder(run: Path, asked: str | None) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from nni_robust.cli import main
 from nni_robust.errors import DamageWarning, UserError
-from nni_robust.experiments import _search, run_experiment
+from nni_robust.experiments import _preflight, _search, run_experiment
 from nni_robust.experiments._state import read_state
 from nni_robust.store import read_json, read_records
 
@@ -229,5 +229,22 @@ def test_a_stop_while_the_search_begins_is_written_down(
         with pytest.raises(stop):
             run_experiment(file, out="run", html=False, report=lambda line: None)
     assert read_json("run/run.json")["status"] == status
+    run_experiment(file, out="run", resume=True, html=False, report=lambda line: None)
+    assert read_json("run/run.json")["status"] == "finished"
+
+
+def test_a_stop_while_settings_are_checked_can_go_on(
+    experiment_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command says to go on with --resume; only a refusal leaves no folder."""
+    file = experiment_file(**QUICK)
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_preflight, "preflight", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(file, out="run", html=False, report=lambda line: None)
     run_experiment(file, out="run", resume=True, html=False, report=lambda line: None)
     assert read_json("run/run.json")["status"] == "finished"
